@@ -1,0 +1,41 @@
+# The command that matters is `make test`. It installs what it needs.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.synced
+
+.PHONY: help packages test-packages env check test format clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+
+# A real Debian on a disk is what tests attest as well; nothing else needs it made.
+test-packages:
+	@scripts/install-packages mmdebstrap
+
+packages:  ## install the Debian packages that virtual machines need (sudo where not root)
+	@scripts/install-packages
+
+env: $(STAMP)  ## make the locked Python environment in .venv
+
+$(STAMP): pyproject.toml requirements/locked.txt scripts/make-environment
+	@scripts/make-environment $(VENV)
+	@touch $@
+
+check: env  ## the quick gate: format, lint, types, imports, unit tests, docs
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/codespell
+	$(BIN)/pytest -n 2 -m "not vm and not slow"
+
+test: test-packages check  ## everything: the gate, then real VMs and servers
+	$(BIN)/pytest -m "vm or slow"
+
+format: env  ## format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix-only .
+
+clean:  ## remove the environment and caches of this checkout
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
