@@ -27,6 +27,7 @@ check: env  ## the quick gate: format, lint, types, imports, unit tests, docs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/codespell
 	$(BIN)/pytest -n 2 -m "not vm and not slow"
 
