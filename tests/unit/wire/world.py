@@ -1,0 +1,117 @@
+"""A small truthful world: one service, one launcher, one monitor, and every message they say.
+
+Tests bend one thing of it and expect the refusal.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from affiant.model.enrolment import CredentialChallenge
+from affiant.model.finding import Finding
+from affiant.model.launch_record import LaunchRecord
+from affiant.model.outcome import Mode, Outcome
+from affiant.model.runtime_report import AssertionReport, Violation
+from affiant.wire import issuance, keys
+
+NOW = 1_800_000_000
+NONCE = b"\x0e" * 32
+AUDIENCE = "gate.example"
+DEVICE = b"\x01" + b"\xde" * 16
+SESSION_ID = b"\x5e" * 16
+DAY = 86400
+
+
+def key_of(number: int) -> ec.EllipticCurvePrivateKey:
+    return ec.derive_private_key(0xA1F1A47 * number, ec.SECP256R1())
+
+
+def point(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return keys.point_of(key.public_key())
+
+
+def der(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(Encoding.DER)
+
+
+ROOT_KEY, SERVICE_KEY, AUTHORITY_KEY, IDENTITY_KEY, SESSION_KEY, STRANGER_KEY = map(key_of, range(1, 7))
+
+
+@dataclass(frozen=True)
+class Authority:
+    """A service's certificates."""
+
+    root: x509.Certificate
+    service: x509.Certificate
+    session_ca: x509.Certificate
+    session: x509.Certificate
+
+    @property
+    def session_chain(self) -> tuple[bytes, bytes]:
+        return der(self.session), der(self.session_ca)
+
+
+def build_authority(root_key: ec.EllipticCurvePrivateKey = ROOT_KEY, name: str = "Test root") -> Authority:
+    root = issuance.build_root(
+        key=root_key, name=name, serial=1, not_before=NOW - DAY, not_after=NOW + 1000 * DAY
+    )
+    service = issuance.build_service_signing(
+        key=SERVICE_KEY.public_key(),
+        root=root,
+        root_key=root_key,
+        serial=2,
+        not_before=NOW - DAY,
+        not_after=NOW + 100 * DAY,
+    )
+    session_ca = issuance.build_session_ca(
+        key=AUTHORITY_KEY.public_key(),
+        root=root,
+        root_key=root_key,
+        serial=3,
+        not_before=NOW - DAY,
+        not_after=NOW + 100 * DAY,
+    )
+    session = issuance.build_session_certificate(
+        key=SESSION_KEY.public_key(),
+        session_id=SESSION_ID,
+        authority=session_ca,
+        authority_key=AUTHORITY_KEY,
+        serial=4,
+        not_before=NOW - 60,
+        not_after=NOW + 3540,
+    )
+    return Authority(root, service, session_ca, session)
+
+
+AUTHORITY = build_authority()
+ROOT = AUTHORITY.root
+OTHER_AUTHORITY = build_authority(STRANGER_KEY, "Other root")
+
+LAUNCH_RECORD = LaunchRecord(
+    monitor_image=b"\x11" * 32,
+    monitor_version="0.1.0",
+    security_version=3,
+    debug=False,
+    service_root=hashlib.sha256(der(ROOT)).digest(),
+    identity_key=point(IDENTITY_KEY),
+)
+
+
+ASSERTION = AssertionReport("kernel_text_intact", 2, Mode.ENFORCE, Outcome.HOLDS, 150, 3500, "")
+VIOLATION = Violation(
+    assertion="syscall_table_intact",
+    first_seen=5000,
+    last_seen=6000,
+    last_good=4000,
+    standing=False,
+    findings=(Finding("sys_call_table[59]", "ffffffff81200000", "ffffffffc0001000", "evil", "T1014"),),
+    more=0,
+)
+
+
+CREDENTIAL = CredentialChallenge(b"\xe1" * 16, b"credential blob", b"encrypted secret")
