@@ -6,18 +6,22 @@ Tests bend one thing of it and expect the refusal.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from affiant.model.enrolment import CredentialChallenge
+from affiant.model.challenge import Challenge
+from affiant.model.enrolment import CredentialChallenge, EnrolmentRequest
 from affiant.model.finding import Finding
 from affiant.model.launch_record import LaunchRecord
 from affiant.model.outcome import Mode, Outcome
 from affiant.model.runtime_report import AssertionReport, Violation
-from affiant.wire import issuance, keys
+from affiant.model.session import SessionReport
+from affiant.wire import challenge as challenges
+from affiant.wire import enrolment, issuance, keys, session_report
 
 NOW = 1_800_000_000
 NONCE = b"\x0e" * 32
@@ -100,6 +104,24 @@ LAUNCH_RECORD = LaunchRecord(
     service_root=hashlib.sha256(der(ROOT)).digest(),
     identity_key=point(IDENTITY_KEY),
 )
+CHALLENGE = Challenge(
+    issuer="https://attest.example",
+    nonce=b"\x0c" * 32,
+    issued_at=NOW,
+    expires_at=NOW + 120,
+    protocol_version=1,
+    suites=(1,),
+    sealing_key=b"\x09" + bytes(31),
+    minimum_rules_version=1,
+    pcrs=(0, 4, 7, 9, 14, 17),
+    digest=b"",
+)
+CHALLENGE_BYTES = challenges.sign_challenge(CHALLENGE, key=SERVICE_KEY, certificate=AUTHORITY.service)
+CHALLENGE = replace(CHALLENGE, digest=hashlib.sha256(CHALLENGE_BYTES).digest())
+
+
+def sign_session(report: SessionReport, authority: Authority = AUTHORITY) -> bytes:
+    return session_report.sign_session_report(report, key=SERVICE_KEY, certificate=authority.service)
 
 
 ASSERTION = AssertionReport("kernel_text_intact", 2, Mode.ENFORCE, Outcome.HOLDS, 150, 3500, "")
@@ -114,4 +136,24 @@ VIOLATION = Violation(
 )
 
 
+REQUEST = EnrolmentRequest(CHALLENGE.digest, (b"ek leaf", b"ek ca"), b"ek public", b"ak public")
+REQUEST_BYTES = enrolment.encode_enrolment_request(REQUEST)
 CREDENTIAL = CredentialChallenge(b"\xe1" * 16, b"credential blob", b"encrypted secret")
+CREDENTIAL_BYTES = enrolment.sign_credential_challenge(
+    CREDENTIAL, request=REQUEST_BYTES, key=SERVICE_KEY, certificate=AUTHORITY.service
+)
+
+
+# Every signed message: its bytes, the verifier with truthful expectations, and what it returns.
+SIGNED: dict[str, tuple[bytes, Callable[[bytes], object], object]] = {
+    "challenge": (
+        CHALLENGE_BYTES,
+        lambda data: challenges.verify_challenge(data, root=ROOT, now=NOW),
+        CHALLENGE,
+    ),
+    "credential challenge": (
+        CREDENTIAL_BYTES,
+        lambda data: enrolment.verify_credential_challenge(data, request=REQUEST_BYTES, root=ROOT, now=NOW),
+        CREDENTIAL,
+    ),
+}
