@@ -9,9 +9,13 @@ import pytest
 
 from affiant.model.enrolment import CredentialChallenge, EnrolmentProof
 from affiant.model.errors import ForgedError, MalformedError
-from affiant.wire import enrolment, issuance
-from affiant.wire.challenge import sign_challenge, verify_challenge
+from affiant.model.level import SecurityLevel, Shortfall
+from affiant.wire import cbor, enrolment, heartbeat, issuance
+from affiant.wire.challenge import claimed_issue_time, sign_challenge, verify_challenge
 from affiant.wire.claims import CLOCK_LEEWAY
+from affiant.wire.cose import parse_sign1, sign1
+from affiant.wire.session_report import sign_session_report, verify_session_report
+from affiant.wire.session_response import sign_session_response, verify_session_response
 from tests.unit.wire import world
 from tests.unit.wire.world import NOW, ROOT
 
@@ -27,6 +31,12 @@ def test_a_challenge_has_its_time(now: int, words: str) -> None:
         verify_challenge(world.CHALLENGE_BYTES, root=ROOT, now=accepted)
     with pytest.raises(ForgedError, match=words):
         verify_challenge(world.CHALLENGE_BYTES, root=ROOT, now=now)
+
+
+def test_a_challenge_tells_when_it_claims_to_be_issued() -> None:
+    assert claimed_issue_time(world.CHALLENGE_BYTES) == NOW
+    with pytest.raises(MalformedError):
+        claimed_issue_time(world.SESSION_REPORT_BYTES)
 
 
 @pytest.mark.parametrize(
@@ -97,6 +107,100 @@ def test_the_proof_covers_secret_and_transcript() -> None:
     assert len(proofs) == 8
 
 
+@pytest.mark.parametrize(
+    "bend",
+    [
+        {"expires_at": NOW + 3601},
+        {"expires_at": NOW},
+        {"session_id": bytes(15)},
+        {"device": b"\x02" + bytes(16)},
+        {"device": b"\x01" + bytes(15)},
+        {"trust_vector": ()},
+        {"trust_vector": ((8, 2),)},
+        {"trust_vector": ((0, 128),)},
+        {"policy": b""},
+        {"claims": (("", True),)},
+        {"claims": (("x", 1),)},
+        {"shortfalls": (Shortfall(SecurityLevel.ROOTED, "x", "x"),) * 65},
+        {"shortfalls": (Shortfall(SecurityLevel.ROOTED, "x", "x" * 513),)},
+        {"kernel": b"short"},
+        {"level": 6},
+    ],
+)
+def test_a_session_report_out_of_bounds_is_misuse(bend: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="session report"):
+        sign_session_report(replace(world.SESSION_REPORT, **bend), **BY_SERVICE)
+
+
+@pytest.mark.parametrize(
+    ("now", "words"), [(NOW + 3000, "expired"), (NOW - CLOCK_LEEWAY - 1, "not yet valid")]
+)
+def test_a_session_report_has_its_time(now: int, words: str) -> None:
+    with pytest.raises(ForgedError, match=words):
+        verify_session_report(world.SESSION_REPORT_BYTES, root=ROOT, now=now)
+
+
+def bent_ear(*path: int | str, value: object) -> bytes:
+    payload = parse_sign1(world.SESSION_REPORT_BYTES, name="ear", max_size=1 << 16).payload
+    claims: Any = cbor.decode(payload, max_size=1 << 16)
+    owner = claims
+    for key in path[:-1]:
+        owner = owner[key]
+    owner[path[-1]] = value
+    return sign1(
+        cbor.encode(claims),
+        key=world.SERVICE_KEY,
+        typ="application/eat+cwt",
+        certificates=[world.der(world.AUTHORITY.service)],
+    )
+
+
+@pytest.mark.parametrize("path", [(1000,), (266, "platform", 1000)])
+@pytest.mark.parametrize("status", [0, 2, 96, 7])
+def test_a_status_other_than_the_worst_tier_is_refused(path: tuple[int | str, ...], status: int) -> None:
+    """The vector's worst entry is 32, a warning: affirming would be a lie."""
+    with pytest.raises(MalformedError, match="status"):
+        verify_session_report(bent_ear(*path, value=status), **AT_NOW)
+
+
+@pytest.mark.parametrize(
+    ("value", "tier"),
+    [
+        *((0, 0), (1, 0), (-1, 0)),
+        *((2, 2), (31, 2), (-2, 2), (-32, 2)),
+        *((32, 32), (95, 32), (-33, 32), (-96, 32)),
+        *((96, 96), (127, 96), (-97, 96), (-128, 96)),
+    ],
+)
+def test_tiers_follow_ar4si(value: int, tier: int) -> None:
+    report = replace(world.SESSION_REPORT, trust_vector=((3, value),))
+    payload = parse_sign1(world.sign_session(report), name="ear", max_size=1 << 16).payload
+    claims = cbor.decode(payload, max_size=1 << 16)
+    assert isinstance(claims, dict)
+    assert claims[1000] == tier
+
+
+def test_unknown_claims_of_ours_are_refused_inside_an_ear() -> None:
+    ours = (266, "platform", 1006, -79110)
+    with pytest.raises(MalformedError, match="unknown field 99"):
+        verify_session_report(bent_ear(*ours, 99, value=1), **AT_NOW)
+    verify_session_report(bent_ear(266, "platform", 99, value=1), **AT_NOW)
+
+
+def test_another_profile_is_refused() -> None:
+    with pytest.raises(MalformedError, match="profile"):
+        verify_session_report(bent_ear(265, value="tag:ietf.org,2026:rats/ear#03"), **AT_NOW)
+
+
+def respond(report: dict[str, Any] | None = None, **bent: Any) -> bytes:
+    response = world.SESSION_RESPONSE
+    if report is not None:
+        response = replace(
+            response, session_report=world.sign_session(replace(world.SESSION_REPORT, **report))
+        )
+    return sign_session_response(replace(response, **bent), **BY_SERVICE)
+
+
 def other_certificate(**bent: Any) -> tuple[bytes, bytes]:
     arguments: dict[str, Any] = {
         "key": world.SESSION_KEY.public_key(),
@@ -127,3 +231,34 @@ RESPONSES: dict[str, tuple[dict[str, Any], str]] = {
     "report expired": ({"report": {"issued_at": NOW - 100, "expires_at": NOW - 1}}, "expired"),
     "refresh after the end": ({"refresh_by": NOW + 3001}, "refresh"),
 }
+
+
+@pytest.mark.parametrize("bend", RESPONSES)
+def test_bent_responses_are_refused(bend: str) -> None:
+    fields, words = RESPONSES[bend]
+    with pytest.raises(ForgedError, match=words):
+        world.accept_response(respond(**fields))
+
+
+def test_a_response_by_a_report_of_another_service_is_refused() -> None:
+    report = world.sign_session(world.SESSION_REPORT, world.OTHER_AUTHORITY)
+    with pytest.raises(ForgedError, match="another root"):
+        world.accept_response(respond(session_report=report))
+
+
+def test_a_replayed_response_is_refused() -> None:
+    """To the next challenge, the old response is no answer."""
+    with pytest.raises(ForgedError, match="another challenge"):
+        verify_session_response(
+            world.SESSION_RESPONSE_BYTES,
+            **AT_NOW,
+            challenge=replace(world.CHALLENGE, digest=b"\xcd" * 32),
+            evidence_digest=world.EVIDENCE_DIGEST,
+            session_key=world.point(world.SESSION_KEY),
+        )
+
+
+def test_first_heartbeats_of_two_sessions_differ() -> None:
+    first = heartbeat.first_heartbeat_nonce(world.SESSION_REPORT.digest)
+    assert len(first) == 32
+    assert first != heartbeat.first_heartbeat_nonce(bytes(32))

@@ -14,14 +14,26 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from affiant.model.challenge import Challenge
+from affiant.model.enclave_report import EnclaveReport
 from affiant.model.enrolment import CredentialChallenge, EnrolmentRequest
+from affiant.model.evidence import Evidence, QuoteEvidence
 from affiant.model.finding import Finding
 from affiant.model.launch_record import LaunchRecord
+from affiant.model.level import SecurityLevel, Shortfall
 from affiant.model.outcome import Mode, Outcome
 from affiant.model.runtime_report import AssertionReport, Violation
-from affiant.model.session import SessionReport
+from affiant.model.session import SessionReport, SessionResponse
 from affiant.wire import challenge as challenges
-from affiant.wire import enrolment, issuance, keys, session_report
+from affiant.wire import (
+    enclave_report,
+    enrolment,
+    evidence,
+    issuance,
+    keys,
+    launch_record,
+    session_report,
+    session_response,
+)
 
 NOW = 1_800_000_000
 NONCE = b"\x0e" * 32
@@ -119,10 +131,72 @@ CHALLENGE = Challenge(
 CHALLENGE_BYTES = challenges.sign_challenge(CHALLENGE, key=SERVICE_KEY, certificate=AUTHORITY.service)
 CHALLENGE = replace(CHALLENGE, digest=hashlib.sha256(CHALLENGE_BYTES).digest())
 
+ENCLAVE_REPORT = EnclaveReport(
+    challenge=CHALLENGE.digest,
+    session_key=point(SESSION_KEY),
+    sealing_key=b"\x08" * 32,
+    monitor_image=LAUNCH_RECORD.monitor_image,
+    monitor_version=LAUNCH_RECORD.monitor_version,
+    security_version=3,
+    debug=False,
+    service_root=LAUNCH_RECORD.service_root,
+    rules_version=7,
+    digest=b"",
+)
+ENCLAVE_REPORT_BYTES = enclave_report.sign_enclave_report(ENCLAVE_REPORT, key=IDENTITY_KEY)
+ENCLAVE_REPORT = replace(ENCLAVE_REPORT, digest=hashlib.sha256(ENCLAVE_REPORT_BYTES).digest())
+
+EVIDENCE = Evidence(
+    enclave_report=ENCLAVE_REPORT_BYTES,
+    launch_record=launch_record.encode_launch_record(LAUNCH_RECORD),
+    quote=QuoteEvidence(b"attest", b"signature", b"ak public", ((0, b"\x00" * 32), (17, b"\x17" * 32))),
+    event_log=b"event log",
+    reference=b"\x4e" * 32,
+)
+EVIDENCE_BYTES = evidence.sign_evidence(EVIDENCE, key=SESSION_KEY, challenge=CHALLENGE.digest)
+EVIDENCE_DIGEST = hashlib.sha256(EVIDENCE_BYTES).digest()
+
+SESSION_REPORT = SessionReport(
+    issuer=CHALLENGE.issuer,
+    device=DEVICE,
+    issued_at=NOW,
+    expires_at=NOW + 3000,
+    session_id=SESSION_ID,
+    nonce=CHALLENGE.nonce,
+    session_key_thumbprint=keys.thumbprint(point(SESSION_KEY)),
+    level=SecurityLevel.ISOLATED,
+    shortfalls=(
+        Shortfall(SecurityLevel.ENFORCED_CODE, "lockdown_enabled", "expected integrity, found none"),
+        Shortfall(SecurityLevel.HARDWARE_ROOTED_HOST, "host_attested", "nothing was shown"),
+    ),
+    claims=(("lockdown_enabled", False), ("secure_boot_enabled", True), ("test_signing_disabled", None)),
+    trust_vector=((0, 2), (2, 3), (5, 32)),
+    policy=b"\x70" * 32,
+    minimum_rules_version=5,
+    kernel=b"\x6e" * 32,
+    reference=b"\x4e" * 32,
+    evidence=EVIDENCE_DIGEST,
+    digest=b"",
+)
+
 
 def sign_session(report: SessionReport, authority: Authority = AUTHORITY) -> bytes:
     return session_report.sign_session_report(report, key=SERVICE_KEY, certificate=authority.service)
 
+
+SESSION_REPORT_BYTES = sign_session(SESSION_REPORT)
+SESSION_REPORT = replace(SESSION_REPORT, digest=hashlib.sha256(SESSION_REPORT_BYTES).digest())
+
+SESSION_RESPONSE = SessionResponse(
+    challenge=CHALLENGE.digest,
+    evidence=EVIDENCE_DIGEST,
+    certificates=AUTHORITY.session_chain,
+    session_report=SESSION_REPORT_BYTES,
+    refresh_by=NOW + 1800,
+)
+SESSION_RESPONSE_BYTES = session_response.sign_session_response(
+    SESSION_RESPONSE, key=SERVICE_KEY, certificate=AUTHORITY.service
+)
 
 ASSERTION = AssertionReport("kernel_text_intact", 2, Mode.ENFORCE, Outcome.HOLDS, 150, 3500, "")
 VIOLATION = Violation(
@@ -144,6 +218,17 @@ CREDENTIAL_BYTES = enrolment.sign_credential_challenge(
 )
 
 
+def accept_response(data: bytes) -> SessionResponse:
+    return session_response.verify_session_response(
+        data,
+        root=ROOT,
+        now=NOW,
+        challenge=CHALLENGE,
+        evidence_digest=EVIDENCE_DIGEST,
+        session_key=point(SESSION_KEY),
+    ).response
+
+
 # Every signed message: its bytes, the verifier with truthful expectations, and what it returns.
 SIGNED: dict[str, tuple[bytes, Callable[[bytes], object], object]] = {
     "challenge": (
@@ -156,4 +241,22 @@ SIGNED: dict[str, tuple[bytes, Callable[[bytes], object], object]] = {
         lambda data: enrolment.verify_credential_challenge(data, request=REQUEST_BYTES, root=ROOT, now=NOW),
         CREDENTIAL,
     ),
+    "enclave report": (
+        ENCLAVE_REPORT_BYTES,
+        lambda data: enclave_report.verify_enclave_report(
+            data, identity_key=point(IDENTITY_KEY), expected_challenge=CHALLENGE.digest
+        ),
+        ENCLAVE_REPORT,
+    ),
+    "evidence": (
+        EVIDENCE_BYTES,
+        lambda data: evidence.verify_evidence(data, expected_challenge=CHALLENGE.digest).evidence,
+        EVIDENCE,
+    ),
+    "session report": (
+        SESSION_REPORT_BYTES,
+        lambda data: session_report.verify_session_report(data, root=ROOT, now=NOW),
+        SESSION_REPORT,
+    ),
+    "session response": (SESSION_RESPONSE_BYTES, accept_response, SESSION_RESPONSE),
 }
