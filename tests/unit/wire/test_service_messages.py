@@ -258,6 +258,16 @@ def test_a_replayed_response_is_refused() -> None:
         )
 
 
+def test_an_acknowledgement_of_another_report_is_refused() -> None:
+    with pytest.raises(ForgedError, match="another report"):
+        heartbeat.verify_acknowledgement(world.ACKNOWLEDGEMENT_BYTES, **AT_NOW, expected_report=bytes(32))
+
+
+def test_an_acknowledgement_is_due_after_its_receipt() -> None:
+    with pytest.raises(ValueError, match="next by"):
+        heartbeat.sign_acknowledgement(replace(world.ACKNOWLEDGEMENT, next_by=NOW), **BY_SERVICE)
+
+
 def test_first_heartbeats_of_two_sessions_differ() -> None:
     first = heartbeat.first_heartbeat_nonce(world.SESSION_REPORT.digest)
     assert len(first) == 32

@@ -18,19 +18,24 @@ from affiant.model.enclave_report import EnclaveReport
 from affiant.model.enrolment import CredentialChallenge, EnrolmentRequest
 from affiant.model.evidence import Evidence, QuoteEvidence
 from affiant.model.finding import Finding
+from affiant.model.heartbeat import HeartbeatAcknowledgement
 from affiant.model.launch_record import LaunchRecord
 from affiant.model.level import SecurityLevel, Shortfall
 from affiant.model.outcome import Mode, Outcome
-from affiant.model.runtime_report import AssertionReport, Violation
+from affiant.model.passport import Passport
+from affiant.model.runtime_report import AssertionReport, RulesFreshness, RulesUsed, RuntimeReport, Violation
 from affiant.model.session import SessionReport, SessionResponse
 from affiant.wire import challenge as challenges
 from affiant.wire import (
     enclave_report,
     enrolment,
     evidence,
+    heartbeat,
     issuance,
     keys,
     launch_record,
+    passport,
+    runtime_report,
     session_report,
     session_response,
 )
@@ -208,7 +213,38 @@ VIOLATION = Violation(
     findings=(Finding("sys_call_table[59]", "ffffffff81200000", "ffffffffc0001000", "evil", "T1014"),),
     more=0,
 )
+RUNTIME_REPORT = RuntimeReport(
+    audience=AUDIENCE,
+    nonce=NONCE,
+    issued_at=NOW,
+    expires_at=NOW + 60,
+    device=DEVICE,
+    session_report=SESSION_REPORT.digest,
+    sequence=1,
+    previous=bytes(32),
+    elapsed_ms=8000,
+    rules=RulesUsed("base", 7, b"\x52" * 32),
+    reference=b"\x4e" * 32,
+    assertions=(
+        ASSERTION,
+        AssertionReport("syscall_table_intact", 1, Mode.ENFORCE, Outcome.HOLDS, 150, 451, ""),
+        AssertionReport("modules_listed", 1, Mode.AUDIT, Outcome.INCONCLUSIVE, 900, 0, "unreadable"),
+        AssertionReport("ftrace_off", 1, Mode.AUDIT, Outcome.NOT_APPLICABLE, 900, 0, "not built in"),
+    ),
+    violations=(),
+    digest=b"",
+    freshness=RulesFreshness(2_000, False, ""),
+)
 
+
+def sign_runtime(report: RuntimeReport, authority: Authority = AUTHORITY) -> bytes:
+    return runtime_report.sign_runtime_report(report, key=SESSION_KEY, certificates=authority.session_chain)
+
+
+RUNTIME_REPORT_BYTES = sign_runtime(RUNTIME_REPORT)
+RUNTIME_REPORT = replace(RUNTIME_REPORT, digest=hashlib.sha256(RUNTIME_REPORT_BYTES).digest())
+PASSPORT = Passport(SESSION_REPORT_BYTES, RUNTIME_REPORT_BYTES)
+PASSPORT_BYTES = passport.encode_passport(PASSPORT)
 
 REQUEST = EnrolmentRequest(CHALLENGE.digest, (b"ek leaf", b"ek ca"), b"ek public", b"ak public")
 REQUEST_BYTES = enrolment.encode_enrolment_request(REQUEST)
@@ -216,6 +252,16 @@ CREDENTIAL = CredentialChallenge(b"\xe1" * 16, b"credential blob", b"encrypted s
 CREDENTIAL_BYTES = enrolment.sign_credential_challenge(
     CREDENTIAL, request=REQUEST_BYTES, key=SERVICE_KEY, certificate=AUTHORITY.service
 )
+ACKNOWLEDGEMENT = HeartbeatAcknowledgement(RUNTIME_REPORT.digest, b"\x4b" * 32, NOW, NOW + 30, b"\x4c" * 32)
+ACKNOWLEDGEMENT_BYTES = heartbeat.sign_acknowledgement(
+    ACKNOWLEDGEMENT, key=SERVICE_KEY, certificate=AUTHORITY.service
+)
+
+
+def accept_runtime(data: bytes) -> RuntimeReport:
+    return runtime_report.verify_runtime_report(
+        data, root=ROOT, now=NOW, expected_nonce=NONCE, expected_audience=AUDIENCE
+    ).report
 
 
 def accept_response(data: bytes) -> SessionResponse:
@@ -259,4 +305,12 @@ SIGNED: dict[str, tuple[bytes, Callable[[bytes], object], object]] = {
         SESSION_REPORT,
     ),
     "session response": (SESSION_RESPONSE_BYTES, accept_response, SESSION_RESPONSE),
+    "runtime report": (RUNTIME_REPORT_BYTES, accept_runtime, RUNTIME_REPORT),
+    "heartbeat acknowledgement": (
+        ACKNOWLEDGEMENT_BYTES,
+        lambda data: heartbeat.verify_acknowledgement(
+            data, root=ROOT, now=NOW, expected_report=RUNTIME_REPORT.digest
+        ),
+        ACKNOWLEDGEMENT,
+    ),
 }
