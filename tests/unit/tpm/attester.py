@@ -18,6 +18,7 @@ from affiant.tpm.algorithms import HashAlgorithm
 from affiant.tpm.attestation_key import AttestationKey, verify_attestation_key
 from affiant.tpm.octets import sized
 from affiant.tpm.pcr_selection import PcrSelection, encode_pcr_selections
+from affiant.tpm.quote import VerifiedQuote, verify_quote
 
 SHA256 = HashAlgorithm.SHA256
 EXTRA = bytes(range(32))
@@ -68,3 +69,21 @@ class Attester:
         """A TPMT_SIGNATURE."""
         r, s = decode_dss_signature(self.private.sign(message, ec.ECDSA(hashes.SHA256())))
         return struct.pack(">HH", 0x18, 0x0B) + sized(r.to_bytes(32, "big")) + sized(s.to_bytes(32, "big"))
+
+    def quote(
+        self,
+        pcrs: Mapping[int, bytes],
+        *,
+        selected: Sequence[int] | None = None,
+        bank: HashAlgorithm = SHA256,
+    ) -> VerifiedQuote:
+        """A quote, already verified."""
+        attest = self.attest(pcrs, selected=selected, bank=bank)
+        return verify_quote(
+            attest,
+            self.sign(attest),
+            attestation_key=self.attestation_key,
+            expected_extra_data=EXTRA,
+            pcrs=pcrs,
+            bank=bank,
+        )
