@@ -1,0 +1,52 @@
+"""Event types of TCG logs (TCG PC Client Platform Firmware Profile, section 10.4.1).
+
+An event's type is *not* measured: whoever writes the log may call a measurement anything. The types
+tell where to look for what a digest covers (`affiant.tpm.binding`); they prove nothing.
+"""
+
+from __future__ import annotations
+
+import enum
+
+__all__ = ["EventType"]
+
+
+class EventType(enum.IntEnum):
+    """The types that firmware, shim, GRUB, systemd-stub, Linux and Windows write."""
+
+    PREBOOT_CERT = 0x00000000
+    POST_CODE = 0x00000001
+    NO_ACTION = 0x00000003
+    SEPARATOR = 0x00000004
+    ACTION = 0x00000005
+    EVENT_TAG = 0x00000006
+    S_CRTM_CONTENTS = 0x00000007
+    S_CRTM_VERSION = 0x00000008
+    CPU_MICROCODE = 0x00000009
+    PLATFORM_CONFIG_FLAGS = 0x0000000A
+    TABLE_OF_DEVICES = 0x0000000B
+    COMPACT_HASH = 0x0000000C
+    IPL = 0x0000000D
+    IPL_PARTITION_DATA = 0x0000000E
+    NONHOST_CODE = 0x0000000F
+    NONHOST_CONFIG = 0x00000010
+    NONHOST_INFO = 0x00000011
+    OMIT_BOOT_DEVICE_EVENTS = 0x00000012
+    POST_CODE2 = 0x00000013
+    EFI_VARIABLE_DRIVER_CONFIG = 0x80000001
+    EFI_VARIABLE_BOOT = 0x80000002
+    EFI_BOOT_SERVICES_APPLICATION = 0x80000003
+    EFI_BOOT_SERVICES_DRIVER = 0x80000004
+    EFI_RUNTIME_SERVICES_DRIVER = 0x80000005
+    EFI_GPT_EVENT = 0x80000006
+    EFI_ACTION = 0x80000007
+    EFI_PLATFORM_FIRMWARE_BLOB = 0x80000008
+    EFI_HANDOFF_TABLES = 0x80000009
+    EFI_PLATFORM_FIRMWARE_BLOB2 = 0x8000000A
+    EFI_HANDOFF_TABLES2 = 0x8000000B
+    EFI_VARIABLE_BOOT2 = 0x8000000C
+    EFI_GPT_EVENT2 = 0x8000000D
+    EFI_HCRTM_EVENT = 0x80000010
+    EFI_VARIABLE_AUTHORITY = 0x800000E0
+    EFI_SPDM_FIRMWARE_BLOB = 0x800000E1
+    EFI_SPDM_FIRMWARE_CONFIG = 0x800000E2
