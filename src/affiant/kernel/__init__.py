@@ -1,0 +1,22 @@
+"""A guest's kernel, read-only: what runs in a virtual machine, seen from outside.
+
+    memory, cpu, paging    guest RAM, vCPU registers, page tables
+    reference/             what the kernel must look like, built offline from its package
+    slide                  where the kernel runs, anchored on vCPU state and confirmed against text
+    program, btf_types     kernel objects; the only places that know drgn
+    text, syscalls         live code and system call tables against the reference
+    modules, tasks         walks over kernel lists
+    event_log              the TCG event log in guest memory
+    guest, facts           one guest ready to be looked at; what was seen, as values
+
+Promised: nothing is ever written to the guest. Symbols, types and text come from the reference image,
+never from guest memory. Every walk has a bound; a guest can make a look fail (`MemoryFault`,
+`MalformedError`, `UnavailableError`), never hang or crash it.
+
+Not promised: what a CPU still holds in TLBs and caches; anything that was there only between two looks;
+code in SMM or firmware; that the host and QEMU tell the truth about RAM and registers.
+
+    memory = GuestMemory.open(path, memory_bytes=size)
+    guest = Guest.open(memory, ReferenceImage.load(reference), [parse_registers(text) for text in listings])
+    facts = collect(guest, ["kernel_text", "modules"])      # later: guest = guest.refresh(cpus)
+"""
