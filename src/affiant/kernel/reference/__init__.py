@@ -10,15 +10,27 @@ Not promised: that a package is genuine (the package manager says that), and wha
 patch site (whoever compares decides that, with the table entries that are kept).
 """
 
+from affiant.kernel.reference.btf import BtfIndex, BtfKind, BtfMember, BtfType
 from affiant.kernel.reference.linked import KERNEL_MAP, Section
 from affiant.kernel.reference.modules import ModuleEntry
 from affiant.kernel.reference.package import PackageName
 from affiant.kernel.reference.relocations import Relocations
+from affiant.kernel.reference.sites import SITE, PatchTable, SiteClass
+from affiant.kernel.reference.symbols import Symbol, SymbolTable
 
 __all__ = [
     "KERNEL_MAP",
+    "SITE",
+    "BtfIndex",
+    "BtfKind",
+    "BtfMember",
+    "BtfType",
     "ModuleEntry",
     "PackageName",
+    "PatchTable",
     "Relocations",
     "Section",
+    "SiteClass",
+    "Symbol",
+    "SymbolTable",
 ]
