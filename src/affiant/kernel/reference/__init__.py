@@ -11,7 +11,10 @@ patch site (whoever compares decides that, with the table entries that are kept)
 """
 
 from affiant.kernel.reference.btf import BtfIndex, BtfKind, BtfMember, BtfType
+from affiant.kernel.reference.build import Progress, build_reference
+from affiant.kernel.reference.image import ReferenceImage
 from affiant.kernel.reference.linked import KERNEL_MAP, Section
+from affiant.kernel.reference.metadata import Metadata
 from affiant.kernel.reference.modules import ModuleEntry
 from affiant.kernel.reference.package import PackageName
 from affiant.kernel.reference.relocations import Relocations
@@ -25,12 +28,16 @@ __all__ = [
     "BtfKind",
     "BtfMember",
     "BtfType",
+    "Metadata",
     "ModuleEntry",
     "PackageName",
     "PatchTable",
+    "Progress",
+    "ReferenceImage",
     "Relocations",
     "Section",
     "SiteClass",
     "Symbol",
     "SymbolTable",
+    "build_reference",
 ]
