@@ -1,0 +1,321 @@
+"""x86-64 page tables in guest memory: 4 and 5 levels, read the way the CPU reads them.
+
+Intel SDM vol. 3A, 4.5. Tables are hostile: they may point to themselves, to each other or outside
+RAM. Every walk is bounded, and what could not be followed is counted, never passed over. What a
+CPU still holds in its TLB can't be seen from here.
+
+A walk whose tables hold, byte for byte, what they held at the walk before gives the same answer, so it
+is not done again: the tables are read and compared, all of them, every time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from affiant.kernel.memory import PAGE_SIZE, GuestMemory, MemoryFault
+from affiant.model.errors import MalformedError
+
+__all__ = ["KERNEL_HALF", "AddressSpace", "Extent", "Leaves", "Translation"]
+
+KERNEL_HALF = (0xFF00_0000_0000_0000, 0xFFFF_FFFF_FFFF_FFFF)
+"""First and last address of what the kernel may map (5 levels; includes the 4-level half)."""
+
+_PRESENT, _WRITABLE, _USER, _LARGE = 1 << 0, 1 << 1, 1 << 2, 1 << 7
+_NO_EXECUTE = 1 << 63
+_ACCESSED_DIRTY = 0x60  # set by the CPU
+_ADDRESS = 0x000F_FFFF_FFFF_F000
+_ENTRIES = 512
+_MOST_KEPT_WALKS = 1024  # the image's sections, the kernel half, a few ranges for each module
+_MOST_KEPT_TABLES = 8192  # of all of them: 32 MiB of copies; a guest with more is walked anew
+_ALL = (1 << 64) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Translation:
+    """Where a virtual address leads: physical address, and the page of `page_size` around it."""
+
+    physical: int
+    page_size: int
+    writable: bool
+    executable: bool
+    user: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """A run of virtual memory that is physically contiguous and has one set of permissions."""
+
+    start: int
+    physical: int
+    size: int
+    writable: bool
+    executable: bool
+
+    @property
+    def end(self) -> int:
+        """First address after the run."""
+        return self.start + self.size
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Leaves:
+    """All mapped pages of a range, ordered by address: parallel arrays, one element a leaf.
+
+    `unreadable_tables` counts tables outside RAM whose pages are therefore missing here: a walk
+    with any of them proves nothing about the range. `tables` counts those that were read.
+    """
+
+    address: NDArray[np.uint64]
+    physical: NDArray[np.uint64]
+    size: NDArray[np.uint64]
+    writable: NDArray[np.bool_]
+    executable: NDArray[np.bool_]
+    user: NDArray[np.bool_]
+    tables: int
+    unreadable_tables: int
+
+    def __len__(self) -> int:
+        return len(self.address)
+
+    def locate(self, addresses: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
+        """Return the physical address of each address, and which of them are mapped; 0 for the others."""
+        if not len(self):
+            return np.zeros(len(addresses), dtype=np.uint64), np.zeros(len(addresses), dtype=bool)
+        place = np.maximum(np.searchsorted(self.address, addresses, side="right") - 1, 0)
+        distance = addresses - self.address[place]
+        mapped = (addresses >= self.address[place]) & (distance < self.size[place])
+        return np.where(mapped, self.physical[place] + distance, np.uint64(0)), mapped
+
+    def select(self, mask: NDArray[np.bool_]) -> Leaves:
+        """Return the leaves where `mask` is true; the counts of tables stay those of the walk."""
+        return Leaves(
+            self.address[mask],
+            self.physical[mask],
+            self.size[mask],
+            self.writable[mask],
+            self.executable[mask],
+            self.user[mask],
+            self.tables,
+            self.unreadable_tables,
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Walk:
+    """A walk that was done: the tables that it read, in order, what they held, and what came out."""
+
+    frames: NDArray[np.uint64]
+    entries: NDArray[np.uint64]
+    readable: NDArray[np.bool_]
+    leaves: Leaves
+
+    def still_holds(self, memory: GuestMemory) -> bool:
+        """Tell whether each of the tables holds what it held; then another walk would find the same."""
+        entries, readable = memory.tables(self.frames)
+        return np.array_equal(entries, self.entries) and np.array_equal(readable, self.readable)
+
+
+@dataclass(frozen=True, slots=True)
+class AddressSpace:
+    """One set of page tables: its top-level table (physical address) and the number of levels.
+
+    Remembers its last walks, so keep one rather than make many.
+    """
+
+    memory: GuestMemory
+    root: int
+    levels: int
+    _walks: dict[tuple[int, int, int], _Walk] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    _extents: dict[tuple[int, int], tuple[Leaves, tuple[Extent, ...]]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        if self.levels not in (4, 5) or self.root % PAGE_SIZE:
+            raise ValueError("an address space has 4 or 5 levels and a page-aligned root")
+
+    def translate(self, address: int) -> Translation:
+        """Walk to the page that holds `address`; raises MemoryFault if there is none."""
+        if not self.canonical(address):
+            raise MemoryFault(f"{address:#x} is not a canonical address")
+        table, writable, executable, user = self.root, True, True, True
+        for level in range(self.levels, 0, -1):
+            shift = 12 + 9 * (level - 1)
+            slot = (address >> shift) & (_ENTRIES - 1)
+            entry = int.from_bytes(self.memory.view(table + 8 * slot, 8), "little")
+            if not entry & _PRESENT:
+                raise MemoryFault(f"{address:#x} is not mapped (level {level})")
+            writable = writable and bool(entry & _WRITABLE)
+            user = user and bool(entry & _USER)
+            executable = executable and not entry & _NO_EXECUTE
+            large = level > 1 and bool(entry & _LARGE)
+            if large and level > 3:
+                raise MemoryFault(f"{address:#x} is mapped by a reserved large page (level {level})")
+            if level == 1 or large:
+                size = 1 << shift
+                physical = (entry & _ADDRESS & ~(size - 1)) + (address & (size - 1))
+                return Translation(physical, size, writable, executable, user)
+            table = entry & _ADDRESS
+        raise AssertionError("a walk ends at level 1")  # pragma: no cover
+
+    def top_entry(self, address: int) -> int:
+        """Return the top-level entry for `address`; spaces with equal entries share all below it."""
+        slot = (address >> (12 + 9 * (self.levels - 1))) & (_ENTRIES - 1)
+        return int.from_bytes(self.memory.view(self.root + 8 * slot, 8), "little") & ~_ACCESSED_DIRTY
+
+    def canonical(self, address: int) -> bool:
+        """Tell whether the CPU accepts the address with this number of levels (SDM vol. 1, 3.3.7.1)."""
+        top = address >> (12 + 9 * self.levels - 1)
+        return 0 <= address <= _ALL and top in (0, _ALL >> (12 + 9 * self.levels - 1))
+
+    def read(self, address: int, size: int) -> bytes:
+        """Return `size` bytes of virtual memory; raises MemoryFault if a page is missing."""
+        parts: list[bytes] = []
+        while size > 0:
+            page = self.translate(address)
+            take = min(size, page.page_size - address % page.page_size)
+            parts.append(self.memory.read(page.physical, take))
+            address, size = address + take, size - take
+        return b"".join(parts)
+
+    def extents(self, start: int, end: int) -> tuple[Extent, ...]:
+        """Return the runs that [start, end) is mapped by; gaps are simply absent.
+
+        Raises what `leaves` raises.
+        """
+        leaves = self.leaves(start, end - 1)
+        known = self._extents.get((start, end))
+        if known is not None and known[0] is leaves:
+            return known[1]
+        runs = _runs(leaves, start, end)
+        if len(self._extents) >= _MOST_KEPT_WALKS:
+            self._extents.clear()
+        self._extents[start, end] = leaves, runs
+        return runs
+
+    def leaves(
+        self, first: int = KERNEL_HALF[0], last: int = KERNEL_HALF[1], *, maximum_tables: int = 1 << 16
+    ) -> Leaves:
+        """Walk all tables that map [first, last], level by level, in vectors.
+
+        Raises MalformedError if more than `maximum_tables` tables take part: tables that point to
+        themselves grow by 512 a level, and MemoryFault where the ends are no addresses of 64 bits. A table
+        outside RAM is counted in `unreadable_tables`.
+        """
+        if not 0 <= first <= _ALL or not 0 <= last <= _ALL:
+            raise MemoryFault(f"{first:#x} to {last:#x} are no addresses")
+        wanted = (first, last, maximum_tables)
+        known = self._walks.get(wanted)
+        if known is not None and known.still_holds(self.memory):
+            return known.leaves
+        walk = self._walk(first, last, maximum_tables)
+        self._keep(wanted, walk)
+        return walk.leaves
+
+    def _keep(self, wanted: tuple[int, int, int], walk: _Walk) -> None:
+        tables = len(walk.frames) + sum(len(kept.frames) for kept in self._walks.values())
+        if tables > _MOST_KEPT_TABLES or len(self._walks) >= _MOST_KEPT_WALKS:
+            self._walks.clear()
+        if len(walk.frames) <= _MOST_KEPT_TABLES:
+            self._walks[wanted] = walk
+
+    def _walk(self, first: int, last: int, maximum_tables: int) -> _Walk:
+        tables = np.array([self.root >> 12], dtype=np.uint64)
+        bases = np.array([0], dtype=np.uint64)
+        allowed = np.array([_WRITABLE | _USER], dtype=np.uint64)  # rights so far; NX kept inverted below
+        denied = np.array([0], dtype=np.uint64)
+        found: list[tuple[NDArray[np.uint64], ...]] = []
+        read: list[tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.bool_]]] = []
+        visited = unreadable = 0
+        for level in range(self.levels, 0, -1):
+            visited += len(tables)
+            if visited > maximum_tables:
+                raise MalformedError(f"the guest's page tables name more than {maximum_tables} tables")
+            shift = 12 + 9 * (level - 1)
+            entries, readable = self.memory.tables(tables)
+            read.append((tables, entries, readable))
+            unreadable += int(np.count_nonzero(~readable))
+            addresses = self._addresses(bases, level)
+            wanted = (entries & np.uint64(_PRESENT)).astype(bool)
+            wanted &= (addresses <= np.uint64(last)) & (
+                addresses + np.uint64((1 << shift) - 1) >= np.uint64(first)
+            )
+            rows, columns = np.nonzero(wanted)
+            entry, address = entries[rows, columns], addresses[rows, columns]
+            rights = allowed[rows] & entry
+            no_execute = denied[rows] | (entry & np.uint64(_NO_EXECUTE))
+            large = (entry & np.uint64(_LARGE)).astype(bool)
+            leaf = np.ones(len(entry), dtype=bool) if level == 1 else large & (level <= 3)
+            physical = entry & np.uint64(_ADDRESS & ~((1 << shift) - 1))
+            sizes = np.full(int(np.count_nonzero(leaf)), 1 << shift, dtype=np.uint64)
+            found.append((address[leaf], physical[leaf], sizes, rights[leaf], no_execute[leaf]))
+            # A large-page bit above level 3 is reserved: the CPU faults, so nothing is mapped there.
+            inner = ~leaf & ~large if level > 1 else np.zeros(len(entry), dtype=bool)
+            tables = (entry[inner] & np.uint64(_ADDRESS)) >> np.uint64(12)
+            bases, allowed, denied = address[inner], rights[inner], no_execute[inner]
+            if not len(tables):
+                break
+        return _Walk(
+            np.concatenate([frames for frames, _, _ in read]),
+            np.concatenate([rows for _, rows, _ in read]),
+            np.concatenate([readable for _, _, readable in read]),
+            _assemble(found, visited - unreadable, unreadable),
+        )
+
+    def _addresses(self, bases: NDArray[np.uint64], level: int) -> NDArray[np.uint64]:
+        slots = np.arange(_ENTRIES, dtype=np.uint64) << np.uint64(12 + 9 * (level - 1))
+        if level == self.levels:
+            slots[_ENTRIES // 2 :] |= np.uint64(_ALL << (12 + 9 * level) & _ALL)
+        addresses: NDArray[np.uint64] = bases[:, None] | slots[None, :]
+        return addresses
+
+
+def _runs(leaves: Leaves, start: int, end: int) -> tuple[Extent, ...]:
+    """Return the runs of [start, end) that its leaves make."""
+    if not len(leaves):
+        return ()
+    # A run breaks where address, physical address or permissions do not continue.
+    follows = (leaves.address[:-1] + leaves.size[:-1] == leaves.address[1:]) & (
+        leaves.physical[:-1] + leaves.size[:-1] == leaves.physical[1:]
+    )
+    follows &= (leaves.writable[:-1] == leaves.writable[1:]) & (
+        leaves.executable[:-1] == leaves.executable[1:]
+    )
+    first = np.concatenate(([0], np.flatnonzero(~follows) + 1))
+    last = np.concatenate((first[1:] - 1, [len(leaves) - 1]))
+    runs: list[Extent] = []
+    for begin, finish in zip(first.tolist(), last.tolist(), strict=True):
+        run_start, physical = int(leaves.address[begin]), int(leaves.physical[begin])
+        run_end = int(leaves.address[finish]) + int(leaves.size[finish])
+        skipped = max(start - run_start, 0)
+        runs.append(
+            Extent(
+                run_start + skipped,
+                physical + skipped,
+                min(run_end, end) - run_start - skipped,
+                bool(leaves.writable[begin]),
+                bool(leaves.executable[begin]),
+            )
+        )
+    return tuple(runs)
+
+
+def _assemble(found: list[tuple[NDArray[np.uint64], ...]], tables: int, unreadable: int) -> Leaves:
+    columns = [np.concatenate(parts) for parts in zip(*found, strict=True)]
+    order = np.argsort(columns[0], kind="stable")
+    address, physical, size, rights, no_execute = (column[order] for column in columns)
+    return Leaves(
+        address,
+        physical,
+        size,
+        (rights & np.uint64(_WRITABLE)).astype(bool),
+        ~no_execute.astype(bool),
+        (rights & np.uint64(_USER)).astype(bool),
+        tables,
+        unreadable,
+    )
