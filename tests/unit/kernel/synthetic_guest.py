@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from affiant.kernel.cpu import CpuState, parse_registers
+from affiant.kernel.guest import Guest
 from affiant.kernel.memory import GuestMemory
 from affiant.kernel.reference.image import Metadata, ReferenceImage
 from affiant.kernel.reference.linked import LinkedKernel, Section
@@ -256,6 +257,9 @@ class SyntheticGuest:
     @property
     def memory(self) -> GuestMemory:
         return GuestMemory(self.ram, below_4g_bytes=RAM_SIZE)
+
+    def open(self) -> Guest:
+        return Guest.open(self.memory, self.reference, self.cpus)
 
     def cpu(self, root: int, **changes: int) -> CpuState:
         cr4 = 0x1020 if self.levels == 5 else 0x20

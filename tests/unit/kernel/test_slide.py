@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from affiant.kernel.slide import locate_kernel
+from affiant.kernel.slide import KERNEL_MAP, locate_kernel
 from affiant.model.errors import UnavailableError
 from tests.unit.kernel.synthetic_guest import (
     IDT_PHYSICAL,
@@ -115,3 +115,35 @@ def unmap(guest: SyntheticGuest, address: int) -> None:
         place = table + 8 * (address >> 12 + 9 * (level - 1) & 511)
         table = int.from_bytes(guest.ram[place : place + 8], "little") & 0x000F_FFFF_FFFF_F000
     guest.word(place, 0)
+
+
+def test_refresh_survives_processes_that_are_gone() -> None:
+    """Between reading CR3 and looking, every process on a vCPU may have exited."""
+    guest = SyntheticGuest()
+    seen = guest.open()
+    guest.poke(PROCESS_ROOT, bytes(4096))
+    again = seen.refresh(guest.cpus)
+    assert again.location == seen.location
+    assert again.program is seen.program
+
+
+def test_refresh_sees_that_a_guest_was_reset_though_its_ram_still_holds_the_kernel() -> None:
+    guest = SyntheticGuest()
+    seen = guest.open()
+    firmware = guest.cpu(0x150_0000, idt=0x1000)
+    with pytest.raises(UnavailableError):
+        seen.refresh([firmware])
+
+
+def test_refresh_finds_a_kernel_that_came_back_elsewhere() -> None:
+    guest = SyntheticGuest()
+    seen = guest.open()
+    reborn = SyntheticGuest(slide=SLIDE + 0x20_0000)
+    guest.ram[:] = reborn.ram
+    again = seen.refresh(guest.cpus)
+    assert again.location.slide == SLIDE + 0x20_0000
+    assert again.program is not seen.program
+    assert (
+        again.location.physical(LINK + SLIDE) - KERNEL_MAP
+        != seen.location.physical(LINK + SLIDE) - KERNEL_MAP
+    )

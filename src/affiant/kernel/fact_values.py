@@ -1,0 +1,199 @@
+"""The values that facts are, and their JSON.
+
+`to_json` gives a fact to scripts: string keys, integers within 53 bits, everything larger (addresses
+above all) as `0x` strings, bytes as hex. Lists that grow with tampering hold at most 256 entries;
+`<list>_left_out` counts the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from affiant.kernel.code_difference import Difference, Hook
+from affiant.kernel.cpu import CpuState
+from affiant.kernel.memory import PAGE_SIZE
+from affiant.kernel.text import RegionComparison
+
+__all__ = [
+    "MOST_INVENTORY",
+    "CpuRegisters",
+    "Fact",
+    "KernelCode",
+    "KernelIdentity",
+    "Unavailable",
+]
+
+Json = Any  # what json.dumps accepts; scripts check the shape themselves
+MOST_INVENTORY = 8192
+"""Entries of a list that is an inventory (tasks, modules)."""
+
+_LONGEST_LIST = 256
+_MOST_FORMS = 8  # forms of a patch site that are told
+
+
+class Fact(Protocol):
+    """Something seen; every fact is a frozen value of one moment."""
+
+    def to_json(self) -> dict[str, Json]:
+        """Return the fact as an assertion script reads it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unavailable:
+    """A fact that could not be established; `reason` is one sentence."""
+
+    reason: str
+
+    def to_json(self) -> dict[str, Json]:
+        """Return exactly `{"unavailable": reason}`."""
+        return {"unavailable": self.reason}
+
+
+@dataclass(frozen=True, slots=True)
+class KernelIdentity:
+    """Which kernel runs, and where. Hex strings; `banner_found` is what guest memory holds."""
+
+    release: str
+    build_id: str
+    reference: str
+    slide: int
+    physical_base: int
+    anchor: str
+    paging_levels: int
+    banner_expected: str
+    banner_found: str
+
+    def to_json(self) -> dict[str, Json]:
+        """Return the fact `kernel_identity`."""
+        return {
+            "release": self.release,
+            "build_id": self.build_id,
+            "reference": self.reference,
+            "slide": hex(self.slide),
+            "physical_base": hex(self.physical_base),
+            "anchor": self.anchor,
+            "paging_levels": self.paging_levels,
+            "banner_expected": self.banner_expected,
+            "banner_found": self.banner_found,
+            "banner_matches": self.banner_expected == self.banner_found,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class KernelCode:
+    """Comparisons of one kind of region (text, or read-only data) through every mapping in use.
+
+    `mappings` is how many distinct mappings of the region vCPUs run with: 1 in a healthy guest.
+    `symbols` names the place of each difference and hook, `owners` what lies outside of the kernel image.
+    """
+
+    comparisons: tuple[RegionComparison, ...]
+    symbols: Mapping[int, str]
+    mappings: int
+    owners: Mapping[int, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Json]:
+        """Return the fact `kernel_text` or `kernel_rodata`."""
+        unexplained = [run for comparison in self.comparisons for run in comparison.unexplained]
+        displaced = [run for comparison in self.comparisons for run in comparison.displaced]
+        left_out = sum(comparison.left_out for comparison in self.comparisons)
+        return {
+            "compared_bytes": sum(comparison.compared for comparison in self.comparisons),
+            "differing_bytes": sum(comparison.differing for comparison in self.comparisons),
+            "unread_bytes": sum(comparison.unread for comparison in self.comparisons),
+            "writable_bytes": sum(comparison.writable for comparison in self.comparisons),
+            "mappings": self.mappings,
+            "regions": [
+                {"name": comparison.region, "bytes": comparison.compared} for comparison in self.comparisons
+            ],
+            "by_class": _summed(comparison.by_class for comparison in self.comparisons),
+            "unchecked_classes": sorted({name for each in self.comparisons for name in each.unchecked}),
+            "sites": _summed(comparison.sites for comparison in self.comparisons),
+            "unjudged": [text for comparison in self.comparisons for text in comparison.unjudged],
+            **_bounded(
+                "hooks", (self._hook(hook) for comparison in self.comparisons for hook in comparison.hooks)
+            ),
+            **_bounded(
+                "settling",
+                (self._difference(run) for comparison in self.comparisons for run in comparison.passing),
+            ),
+            "unexplained_bytes": sum(comparison.unexplained_bytes for comparison in self.comparisons),
+            **_bounded("unexplained", (self._difference(run) for run in unexplained), left_out),
+            **_bounded(
+                "displaced",
+                (
+                    {"address": hex(run.start), "physical": hex(run.physical), "pages": run.size // PAGE_SIZE}
+                    for run in displaced
+                ),
+            ),
+        }
+
+    def _difference(self, run: Difference) -> dict[str, Json]:
+        return {
+            "address": hex(run.address),
+            "symbol": self.symbols.get(run.address, ""),
+            "expected": run.expected.hex(),
+            "found": run.found.hex(),
+            "length": run.length,
+            "owner": self.owners.get(run.culprit, ""),
+            "site": run.site,
+            "reason": run.reason,
+            "allowed": [form.hex() for form in run.allowed[:_MOST_FORMS]],
+        }
+
+    def _hook(self, hook: Hook) -> dict[str, Json]:
+        return {
+            "via": hook.via,
+            "symbol": self.symbols.get(hook.address, ""),
+            "handler": self.symbols.get(hook.handler, "") or hex(hook.handler),
+            "owner": self.owners.get(hook.handler, "") if hook.handler else "",
+            "count": hook.count,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class CpuRegisters:
+    """The registers that the kernel's protection hangs on; `symbols` names each vCPU's next instruction."""
+
+    cpus: tuple[CpuState, ...]
+    symbols: Mapping[int, str]
+
+    def to_json(self) -> dict[str, Json]:
+        """Return the fact `cpus`."""
+        return {"count": len(self.cpus), "cpus": [self._cpu(cpu) for cpu in self.cpus]}
+
+    def _cpu(self, cpu: CpuState) -> dict[str, Json]:
+        return {
+            "index": cpu.index,
+            "privilege": cpu.privilege,
+            "halted": cpu.halted,
+            "instruction_pointer": hex(cpu.instruction_pointer),
+            "symbol": self.symbols.get(cpu.index, ""),
+            "cr0": hex(cpu.cr0),
+            "cr3": hex(cpu.cr3),
+            "cr4": hex(cpu.cr4),
+            "efer": hex(cpu.efer),
+            "idt_base": hex(cpu.idt.base),
+            "idt_limit": cpu.idt.limit,
+            "gdt_base": hex(cpu.gdt.base),
+            "gdt_limit": cpu.gdt.limit,
+            "task_register_base": hex(cpu.segments["TR"].base),
+            "dr7": hex(cpu.dr7),
+            "paging_levels": cpu.paging_levels,
+            "write_protect": cpu.write_protect,
+        }
+
+
+def _summed(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for each in counts:
+        for name, count in each.items():
+            total[name] = total.get(name, 0) + count
+    return total
+
+
+def _bounded(name: str, entries: Iterable[dict[str, Json]], left_out: int = 0) -> dict[str, Json]:
+    whole = list(entries)
+    return {name: whole[:_LONGEST_LIST], f"{name}_left_out": left_out + max(0, len(whole) - _LONGEST_LIST)}

@@ -1,0 +1,105 @@
+"""Facts: what was looked at in a live kernel, as values that assertions judge.
+
+A fact says what was seen and how much was looked at; it never judges. What could not be read is
+`Unavailable` with its reason, and never an empty, healthy-looking value. `FACTS` is the registry:
+name, version, meaning and documented fields of each.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from affiant.kernel.fact_values import CpuRegisters, Fact, KernelIdentity, Unavailable
+from affiant.kernel.guest import Guest
+from affiant.model.errors import AffiantError
+
+__all__ = ["FACTS", "Fact", "FactDefinition", "Unavailable", "collect"]
+
+
+@dataclass(frozen=True, slots=True)
+class FactDefinition:
+    """What a fact is: `fields` documents the keys of its JSON; `version` grows when their meaning changes."""
+
+    name: str
+    version: int
+    description: str
+    fields: Mapping[str, str]
+    read: Callable[[Guest, float], Fact]
+
+
+def collect(guest: Guest, names: Iterable[str], *, now: float | None = None) -> dict[str, Fact]:
+    """Return the named facts of this moment; one that cannot be established is `Unavailable`.
+
+    `now` is monotonic time in seconds, and tells lasting strangers from passing ones. Raises nothing
+    that the guest could cause; a name that no fact has is unavailable too, since rules may be newer.
+    """
+    moment = time.monotonic() if now is None else now
+    facts: dict[str, Fact] = {}
+    for name in names:
+        definition = FACTS.get(name)
+        if definition is None:
+            facts[name] = Unavailable(f"this monitor knows no fact {name}")
+            continue
+        try:
+            facts[name] = definition.read(guest, moment)
+        except AffiantError as error:
+            facts[name] = Unavailable(str(error))
+    return facts
+
+
+def _kernel_identity(guest: Guest, _now: float) -> Fact:
+    reference, program = guest.reference, guest.program
+    expected = reference.banner
+    found = program.read(program.address("linux_banner"), min(len(expected) + 1, 512))
+    return KernelIdentity(
+        release=reference.release,
+        build_id=reference.build_id.hex(),
+        reference=reference.digest.hex(),
+        slide=guest.location.slide,
+        physical_base=guest.location.physical_base & (1 << 64) - 1,
+        anchor=guest.location.anchor,
+        paging_levels=guest.location.levels,
+        banner_expected=expected,
+        banner_found=found.split(b"\0")[0].decode("utf-8", "backslashreplace").rstrip("\n"),
+    )
+
+
+def _cpus(guest: Guest, _now: float) -> Fact:
+    return CpuRegisters(
+        guest.cpus, {cpu.index: guest.program.describe(cpu.instruction_pointer) for cpu in guest.cpus}
+    )
+
+
+FACTS: Final[Mapping[str, FactDefinition]] = {
+    definition.name: definition
+    for definition in (
+        FactDefinition(
+            "kernel_identity",
+            1,
+            "Which kernel runs: the reference that its text agrees with, its place, its banner.",
+            {
+                "release": "the reference's release",
+                "build_id": "its GNU build id, hex",
+                "reference": "SHA-256 of the reference image, hex",
+                "slide": "KASLR slide",
+                "physical_base": "what the kernel calls phys_base",
+                "anchor": "what the slide was found by: idt or page tables",
+                "paging_levels": "4 or 5",
+                "banner_expected": "the reference's version banner",
+                "banner_found": "the banner in guest memory",
+                "banner_matches": "whether they are equal",
+            },
+            _kernel_identity,
+        ),
+        FactDefinition(
+            "cpus",
+            1,
+            "The registers of each vCPU that the kernel's protection hangs on.",
+            {"count": "vCPUs", "cpus": "registers of each vCPU"},
+            _cpus,
+        ),
+    )
+}

@@ -1,0 +1,147 @@
+"""One running guest kernel, ready to be looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from affiant.kernel.cpu import CpuState
+from affiant.kernel.grace_periods import grace_periods
+from affiant.kernel.memory import GuestMemory, MemoryFault
+from affiant.kernel.paging import AddressSpace
+from affiant.kernel.patience import Patience
+from affiant.kernel.program import KernelProgram
+from affiant.kernel.saved_cpu import SavedCpus
+from affiant.kernel.slide import KERNEL_MAP, KernelLocation, address_spaces, locate_kernel, still_there
+from affiant.kernel.text import CodeRegion, rodata_regions, text_region
+
+if TYPE_CHECKING:
+    from affiant.kernel.reference.image import ReferenceImage
+
+__all__ = [
+    "Guest",
+]
+
+
+class _Prepared:
+    """What depends on the reference and the location alone, so that a look need not build it again."""
+
+    def __init__(self, memory: GuestMemory, reference: ReferenceImage, location: KernelLocation) -> None:
+        self.memory = memory
+        self.reference = reference
+        self.location = location
+        self.program = program = KernelProgram(memory, reference, location)
+        self.patience = Patience(lambda: grace_periods(program))
+
+    @cached_property
+    def text(self) -> CodeRegion:
+        return text_region(self.reference, self.location.slide)
+
+    @cached_property
+    def rodata(self) -> tuple[CodeRegion, ...]:
+        return rodata_regions(self.reference, self.location.slide)
+
+
+@dataclass(frozen=True)
+class Guest:
+    """A guest that was seen to run the reference's kernel, with the registers of one moment.
+
+    Made by `open`, which guarantees that the location is anchored on vCPU state and confirmed against
+    the reference's text. Everything read through it afterwards is live and may fail.
+    """
+
+    memory: GuestMemory
+    cpus: tuple[CpuState, ...]
+    _prepared: _Prepared
+    saved: SavedCpus | None = None
+    """What QEMU saved of the vCPUs, at a moment of its own; None where nobody asked it to."""
+    paused: bool = False
+    """Whether what is read stands still: then nothing is read twice to tell a change from a moment."""
+
+    @classmethod
+    def open(cls, memory: GuestMemory, reference: ReferenceImage, cpus: Sequence[CpuState]) -> Guest:
+        """Find the kernel and prepare to read it.
+
+        Raises UnavailableError, with the reason, while the guest does not run the reference's kernel.
+        """
+        location = locate_kernel(memory, cpus, reference)
+        return cls(memory, tuple(cpus), _Prepared(memory, reference, location))
+
+    def refresh(self, cpus: Sequence[CpuState]) -> Guest:
+        """Return the same guest with newer registers; anchors anew, and reuses what still holds.
+
+        Raises UnavailableError if the kernel is gone (the guest was reset, or runs another one).
+        """
+        # Under load, the processes whose CR3 was read may all be gone: then the kernel's own tables tell.
+        if still_there(self.kernel_space, self.location, cpus, self.reference):
+            return Guest(self.memory, tuple(cpus), self._prepared)
+        location = locate_kernel(self.memory, cpus, self.reference)
+        if location == self.location:
+            return Guest(self.memory, tuple(cpus), self._prepared)
+        return Guest(self.memory, tuple(cpus), _Prepared(self.memory, self.reference, location))
+
+    def at_rest(self) -> Guest:
+        """Return the same guest, for as long as it is paused or copies of one moment are read."""
+        return replace(self, paused=True)
+
+    def with_saved(self, saved: SavedCpus | None) -> Guest:
+        """Return the same guest with what QEMU saved of its vCPUs."""
+        return replace(self, saved=saved)
+
+    @property
+    def reference(self) -> ReferenceImage:
+        """The reference image that the kernel is compared with."""
+        return self._prepared.reference
+
+    @property
+    def location(self) -> KernelLocation:
+        """Where the kernel runs."""
+        return self._prepared.location
+
+    @property
+    def program(self) -> KernelProgram:
+        """Symbols, types and kernel objects."""
+        return self._prepared.program
+
+    @property
+    def patience(self) -> Patience:
+        """What seemed wrong in earlier looks at this kernel."""
+        return self._prepared.patience
+
+    @property
+    def text(self) -> CodeRegion:
+        """The kernel's text as it must stand."""
+        return self._prepared.text
+
+    @property
+    def rodata(self) -> tuple[CodeRegion, ...]:
+        """The kernel's read-only data as it must stand."""
+        return self._prepared.rodata
+
+    @property
+    def kernel_space(self) -> AddressSpace:
+        """The kernel's own page tables, `init_top_pgt`."""
+        return self._prepared.program.space
+
+    def other_spaces(self) -> tuple[AddressSpace, ...]:
+        """Return address spaces of vCPUs that map the kernel image otherwise than the kernel's own tables.
+
+        A healthy kernel shares one mapping among all processes, so there are none; or a process has
+        exited since the registers were read, and its tables hold something else by now. Only a look
+        under pause, with registers read under the same pause, tells these apart.
+        """
+        ours = self.kernel_space.top_entry(KERNEL_MAP)
+        others: dict[int, AddressSpace] = {}
+        for cpu in self.cpus:
+            for space in address_spaces(self.memory, cpu):
+                if space.levels == self.location.levels and self._differs(space, ours):
+                    others[space.root] = space
+        return tuple(others.values())
+
+    def _differs(self, space: AddressSpace, ours: int) -> bool:
+        try:
+            return space.top_entry(KERNEL_MAP) != ours and space.translate(self.text.start).executable
+        except MemoryFault:
+            return False

@@ -1,0 +1,84 @@
+"""Telling what lasts from what passes, in a kernel that never stands still.
+
+Many things look wrong for a moment while a kernel loads or frees something. No single moment tells
+such a thing from a hidden one; time does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from affiant.kernel.grace_periods import GracePeriods
+
+__all__ = ["Patience"]
+
+_Thing = TypeVar("_Thing", bound=Hashable)
+_PATIENCE_SECONDS = 5.0
+_LOOK_SPACING_SECONDS = 1.0
+_LOOKS = 4
+# What waits to be freed waits for the grace period that is going on, and for the next one, whole.
+_GRACE_PERIODS = 2
+_STALLED_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    since: float  # when it was first seen
+    counted: float  # from when on its seconds count
+    last: float
+    looks: int
+    ended: int  # grace periods that had ended when it was first seen
+    settled: bool = False
+
+
+class Patience:
+    """Remembers for how long, and in how many looks, something suspicious has persisted.
+
+    A thing is settled when it was there in every look for 5 seconds, and in at least 4 looks that
+    are a second or more apart (so that a quick second look under pause does not count twice).
+
+    In a guest that is short of processor time, what waits to be freed lasts longer: the seconds do not
+    count until two grace periods have ended since the thing was first seen, as long as the kernel says
+    that one is going on (`periods` tells), and for a minute at most. What has settled stays settled while it
+    is there: a grace period that begins later excuses nothing.
+    """
+
+    def __init__(self, periods: Callable[[], GracePeriods | None] = lambda: None) -> None:
+        self._periods = periods
+        self._seen: dict[str, dict[Hashable, _Record]] = {}
+
+    def settled(
+        self,
+        topic: str,
+        things: set[_Thing],
+        now: float,
+        *,
+        seconds: float = _PATIENCE_SECONDS,
+        excused: bool = False,
+    ) -> set[_Thing]:
+        """Return those of `things` that have persisted (for `seconds`); whatever is gone is forgotten.
+
+        Looks in which they are `excused`, because the kernel is at work on such things, do not count for the
+        seconds, for a minute at most.
+        """
+        before = self._seen.get(topic, {})
+        # A longer patience has room for what a grace period takes.
+        periods = self._periods() if things and seconds <= _PATIENCE_SECONDS else None
+        after: dict[Hashable, _Record] = {}
+        for thing in things:
+            ended = periods.ended if periods else 0
+            record = before.get(thing) or _Record(now, now, now - _LOOK_SPACING_SECONDS, 0, ended)
+            if now - record.last >= _LOOK_SPACING_SECONDS:
+                record = replace(record, last=now, looks=record.looks + 1)
+            waits = periods and periods.going_on and periods.ended - record.ended < _GRACE_PERIODS
+            if (waits or excused) and now - record.since < _STALLED_SECONDS and not record.settled:
+                record = replace(record, counted=now)
+            after[thing] = replace(record, settled=record.settled or self._lasting(record, now, seconds))
+        self._seen[topic] = after
+        return {thing for thing in things if after[thing].settled}
+
+    @staticmethod
+    def _lasting(record: _Record, now: float, seconds: float) -> bool:
+        return now - record.counted >= seconds and record.looks >= _LOOKS

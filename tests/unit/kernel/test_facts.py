@@ -1,0 +1,71 @@
+"""Facts: values for scripts, unavailable rather than empty, whatever the guest does."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from affiant.kernel.facts import FACTS, Unavailable, collect
+from affiant.model.errors import UnavailableError
+from tests.unit.kernel.synthetic_guest import RAM_SIZE, SYMBOLS, SyntheticGuest
+
+
+def walk(value: Any) -> Any:
+    yield value
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for child in children:
+        yield from walk(child)
+
+
+def test_the_identity_names_kernel_reference_and_place() -> None:
+    guest = SyntheticGuest()
+    fact = collect(guest.open(), ["kernel_identity"])["kernel_identity"].to_json()
+    assert fact["release"] == "6.1.0-synthetic"
+    assert fact["slide"] == hex(guest.slide)
+    assert fact["banner_matches"] is True
+    guest.poke(guest.physical(SYMBOLS["linux_banner"]) + 14, b"9.9.9")
+    fact = collect(guest.open(), ["kernel_identity"])["kernel_identity"].to_json()
+    assert fact["banner_matches"] is False
+    assert "9.9.9" in fact["banner_found"]
+
+
+def test_registers_are_facts() -> None:
+    fact = collect(SyntheticGuest().open(), ["cpus"])["cpus"].to_json()
+    assert fact["count"] == 1
+    assert fact["cpus"][0]["symbol"] == "_text+0x0"
+    assert fact["cpus"][0]["write_protect"] is True
+
+
+def test_a_fact_that_nobody_knows_is_unavailable() -> None:
+    assert collect(SyntheticGuest().open(), ["weather"])["weather"] == Unavailable(
+        "this monitor knows no fact weather"
+    )
+    assert Unavailable("why").to_json() == {"unavailable": "why"}
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 1 << 32))
+def test_whatever_ram_holds_a_look_ends_in_values(seed: int) -> None:
+    """Words all over RAM are overwritten, page tables among them: facts, or unavailable, and no exception."""
+    noise = random.Random(seed)
+    guest = SyntheticGuest()
+    seen = guest.open()
+    for _ in range(400):
+        region = noise.choice(
+            [(0x10_0000, 0x11_0000), (0x40_0000, 0xA0_0000), (0x100_0000, 0x100_1000), (0, RAM_SIZE)]
+        )
+        place = noise.randrange(*region) & ~7
+        value = noise.choice(
+            [noise.getrandbits(64), noise.randrange(RAM_SIZE) & ~0xFFF | 0x63, 0, (1 << 64) - 1]
+        )
+        guest.word(place, value)
+    for fact in collect(seen, FACTS, now=0).values():
+        json.dumps(fact.to_json())
+    try:
+        collect(seen.refresh(guest.cpus), FACTS, now=0)
+    except UnavailableError as error:
+        assert str(error)

@@ -1,0 +1,133 @@
+"""Live text against the reference: every byte that nothing explains is found, where it is."""
+
+from __future__ import annotations
+
+import pytest
+
+from affiant.kernel.code_difference import Difference
+from affiant.kernel.guest import Guest
+from affiant.kernel.reference.sites import SiteClass
+from affiant.kernel.text import RegionComparison, compare_region
+from tests.unit.kernel.synthetic_guest import (
+    KERNEL_PHYSICAL,
+    LINK,
+    SITES,
+    SLIDE,
+    SYMBOLS,
+    TEXT_SIZE,
+    SyntheticGuest,
+)
+from tests.unit.kernel.test_slide import split_text, unmap
+
+HOOK = bytes.fromhex("e9deadbeef")
+
+
+def compare(seen: Guest, **options: object) -> RegionComparison:
+    return compare_region(seen.memory, seen.kernel_space, seen.location, seen.text, **options)  # type: ignore[arg-type]  # options of the call under test
+
+
+def test_healthy_text_differs_at_patch_sites_alone() -> None:
+    seen = compare(SyntheticGuest().open())
+    assert (seen.compared, seen.unread) == (TEXT_SIZE, 0)
+    assert (seen.differing, seen.by_class) == (5, {"ftrace": 5})
+    assert (seen.unexplained, seen.unexplained_bytes, seen.displaced, seen.writable) == ((), 0, (), 0)
+
+
+def test_an_inline_hook_is_found_with_its_bytes() -> None:
+    guest = SyntheticGuest()
+    place = guest.physical(SYMBOLS["victim"]) + 0x10
+    before = guest.poke(place, HOOK)
+    seen = guest.open()
+    found = compare(seen)
+    assert found.unexplained == (Difference(guest.running("victim") + 0x10, 5, before, HOOK),)
+    assert seen.program.describe(found.unexplained[0].address) == "victim+0x10"
+    guest.poke(place, before)
+    assert compare(seen).unexplained == ()
+
+
+@pytest.mark.parametrize("offset", [0, 1, 7, TEXT_SIZE - 8, TEXT_SIZE - 1])
+def test_a_single_changed_byte_is_found_wherever_it_is(offset: int) -> None:
+    guest = SyntheticGuest()
+    place = KERNEL_PHYSICAL + offset
+    guest.poke(place, bytes([guest.ram[place] ^ 1]))
+    assert [(run.address, run.length) for run in compare(guest.open()).unexplained] == [
+        (LINK + SLIDE + offset, 1)
+    ]
+
+
+def test_a_change_beside_a_patch_site_is_not_excused_by_it() -> None:
+    guest = SyntheticGuest()
+    site = guest.physical(SITES[SiteClass.FTRACE])
+    guest.poke(site + 5, bytes([guest.ram[site + 5] ^ 0xFF]))
+    found = compare(guest.open())
+    assert found.by_class == {"ftrace": 5}
+    assert [run.address for run in found.unexplained] == [guest.running("victim") + 5]
+
+
+def test_a_change_inside_a_site_is_told_by_class_and_said_to_be_unchecked() -> None:
+    guest = SyntheticGuest()
+    guest.poke(guest.physical(SITES[SiteClass.JUMP_LABEL]), b"\xcc")
+    found = compare(guest.open())
+    assert found.by_class == {"ftrace": 5, "jump_label": 1}
+    assert set(found.unchecked) == {"ftrace", "jump_label"}
+    assert found.unexplained == ()
+
+
+def test_many_differences_are_counted_and_cut() -> None:
+    guest = SyntheticGuest()
+    for index in range(300):
+        place = KERNEL_PHYSICAL + 0x8000 + 64 * index
+        guest.poke(place, bytes([guest.ram[place] ^ 1]))
+    found = compare(guest.open())
+    assert (len(found.unexplained), found.left_out, found.unexplained_bytes) == (256, 44, 300)
+
+
+def test_a_long_difference_shows_its_first_64_bytes() -> None:
+    guest = SyntheticGuest()
+    place = KERNEL_PHYSICAL + 0x8000
+    guest.poke(place, bytes(byte ^ 0xFF for byte in guest.ram[place : place + 1000]))
+    (run,) = compare(guest.open()).unexplained
+    assert (run.length, len(run.expected), len(run.found)) == (1000, 64, 64)
+
+
+def test_text_mapped_to_other_pages_is_displaced_and_compared_there() -> None:
+    """A copy of the text page, hooked, and mapped in its place: the original stays pristine in RAM."""
+    guest = SyntheticGuest()
+    split_text(guest)
+    copy = bytearray(guest.ram[KERNEL_PHYSICAL + 0x4000 : KERNEL_PHYSICAL + 0x5000])
+    copy[0x80:0x85] = HOOK
+    guest.poke(0x180_0000, bytes(copy))
+    guest.map(LINK + SLIDE + 0x4000, 0x180_0000, 4096, executable=True)
+    found = compare(guest.open())
+    assert [(run.start, run.physical, run.size) for run in found.displaced] == [
+        (LINK + SLIDE + 0x4000, 0x180_0000, 4096)
+    ]
+    assert [run.address for run in found.unexplained] == [LINK + SLIDE + 0x4080]
+
+
+def test_unmapped_text_is_unread_and_nothing_else() -> None:
+    guest = SyntheticGuest()
+    split_text(guest)
+    unmap(guest, LINK + SLIDE + 0x5000)
+    guest.map(LINK + SLIDE + 0x6000, 0x7FFF_F000, 4096, executable=True)
+    found = compare(guest.open())
+    assert (found.compared, found.unread) == (TEXT_SIZE - 0x2000, 0x2000)
+    assert found.unexplained == ()
+
+
+def test_writable_text_is_counted() -> None:
+    guest = SyntheticGuest()
+    split_text(guest)
+    guest.map(LINK + SLIDE + 0x5000, KERNEL_PHYSICAL + 0x5000, 4096, writable=True, executable=True)
+    assert compare(guest.open()).writable == 4096
+
+
+def test_read_only_data_is_compared_but_for_what_boot_fills() -> None:
+    guest = SyntheticGuest()
+    seen = guest.open()
+    (region,) = seen.rodata
+    found = compare_region(seen.memory, seen.kernel_space, seen.location, region)
+    assert (found.compared, found.differing) == (0x4000 - 0x800, 0)
+    guest.poke(guest.physical(SYMBOLS["__end_ro_after_init"]), b"\x00\x01\x02")
+    found = compare_region(seen.memory, seen.kernel_space, seen.location, region)
+    assert [run.address for run in found.unexplained] == [guest.running("__end_ro_after_init")]
