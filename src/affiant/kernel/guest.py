@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from affiant.kernel.cpu import CpuState
+from affiant.kernel.event_log import EventLogCandidate, kernel_event_log, scan_for_event_logs
 from affiant.kernel.grace_periods import grace_periods
 from affiant.kernel.memory import GuestMemory, MemoryFault
 from affiant.kernel.paging import AddressSpace
@@ -16,13 +17,12 @@ from affiant.kernel.program import KernelProgram
 from affiant.kernel.saved_cpu import SavedCpus
 from affiant.kernel.slide import KERNEL_MAP, KernelLocation, address_spaces, locate_kernel, still_there
 from affiant.kernel.text import CodeRegion, rodata_regions, text_region
+from affiant.model.errors import AffiantError
 
 if TYPE_CHECKING:
     from affiant.kernel.reference.image import ReferenceImage
 
-__all__ = [
-    "Guest",
-]
+__all__ = ["Guest", "find_event_logs"]
 
 
 class _Prepared:
@@ -140,8 +140,30 @@ class Guest:
                     others[space.root] = space
         return tuple(others.values())
 
+    def event_logs(self) -> tuple[EventLogCandidate, ...]:
+        """Return event log candidates, the one that the kernel points to first."""
+        return find_event_logs(self.memory, self)
+
     def _differs(self, space: AddressSpace, ours: int) -> bool:
         try:
             return space.top_entry(KERNEL_MAP) != ours and space.translate(self.text.start).executable
         except MemoryFault:
             return False
+
+
+def find_event_logs(memory: GuestMemory, guest: Guest | None = None) -> tuple[EventLogCandidate, ...]:
+    """Return what may be the TCG event log, best first; the one that replays onto a quote is it.
+
+    Works in firmware and with an unknown kernel (`guest` None), by scanning RAM.
+    """
+    if guest is not None:
+        try:
+            efi = guest.program.copy("struct efi", guest.program.address("efi"))
+            log = kernel_event_log(
+                memory, log_address=efi.integer("tpm_log"), final_address=efi.integer("tpm_final_log")
+            )
+        except AffiantError:
+            log = None
+        if log is not None:
+            return (log, *(other for other in scan_for_event_logs(memory) if other.data != log.data))
+    return scan_for_event_logs(memory)
