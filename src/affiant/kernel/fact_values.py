@@ -13,7 +13,9 @@ from typing import Any, Protocol
 
 from affiant.kernel.code_difference import Difference, Hook
 from affiant.kernel.cpu import CpuState
+from affiant.kernel.executable_pages import UnownedRange
 from affiant.kernel.memory import PAGE_SIZE
+from affiant.kernel.modules import ModuleView, Stranger
 from affiant.kernel.text import RegionComparison
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "Fact",
     "KernelCode",
     "KernelIdentity",
+    "Modules",
     "Unavailable",
 ]
 
@@ -154,6 +157,39 @@ class KernelCode:
 
 
 @dataclass(frozen=True, slots=True)
+class Modules:
+    """Modules in several views, and the owners of executable pages."""
+
+    view: ModuleView
+
+    def to_json(self) -> dict[str, Json]:
+        """Return the fact `modules`."""
+        view = self.view
+        return {
+            "listed": [
+                {
+                    "name": module.name,
+                    "state": module.state,
+                    "address": hex(module.address),
+                    "base": hex(module.base),
+                    "size": module.size,
+                    "taints": module.taints,
+                    "sig_ok": module.signature_ok,
+                }
+                for module in view.listed
+            ],
+            "views": view.views,
+            "executable_pages": view.executable_pages,
+            "owners": view.owners,
+            "in_transition": [module.name for module in view.listed if module.state != "live"],
+            **_bounded("unlisted", (_stranger(stranger) for stranger in view.unlisted)),
+            **_bounded("settling_modules", (_stranger(stranger) for stranger in view.settling_modules)),
+            **_bounded("unowned", (_range(run) for run in view.unowned)),
+            **_bounded("settling", (_range(run) for run in view.settling)),
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class CpuRegisters:
     """The registers that the kernel's protection hangs on; `symbols` names each vCPU's next instruction."""
 
@@ -192,6 +228,14 @@ def _summed(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
         for name, count in each.items():
             total[name] = total.get(name, 0) + count
     return total
+
+
+def _stranger(stranger: Stranger) -> dict[str, Json]:
+    return {"name": stranger.name, "seen_in": stranger.seen_in, "address": hex(stranger.address)}
+
+
+def _range(run: UnownedRange) -> dict[str, Json]:
+    return {"address": hex(run.address), "pages": run.pages}
 
 
 def _bounded(name: str, entries: Iterable[dict[str, Json]], left_out: int = 0) -> dict[str, Json]:

@@ -12,9 +12,17 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from affiant.kernel.fact_values import CpuRegisters, Fact, KernelIdentity, Unavailable
+from affiant.kernel.fact_values import (
+    MOST_INVENTORY,
+    CpuRegisters,
+    Fact,
+    KernelIdentity,
+    Modules,
+    Unavailable,
+)
 from affiant.kernel.guest import Guest
-from affiant.model.errors import AffiantError
+from affiant.kernel.modules import read_modules
+from affiant.model.errors import AffiantError, UnavailableError
 
 __all__ = ["FACTS", "Fact", "FactDefinition", "Unavailable", "collect"]
 
@@ -67,6 +75,13 @@ def _kernel_identity(guest: Guest, _now: float) -> Fact:
     )
 
 
+def _modules(guest: Guest, now: float) -> Fact:
+    view = read_modules(guest.memory, guest.kernel_space, guest.program, guest.patience, now=now)
+    if len(view.listed) > MOST_INVENTORY:
+        raise UnavailableError(f"more than {MOST_INVENTORY} modules are listed")
+    return Modules(view)
+
+
 def _cpus(guest: Guest, _now: float) -> Fact:
     return CpuRegisters(
         guest.cpus, {cpu.index: guest.program.describe(cpu.instruction_pointer) for cpu in guest.cpus}
@@ -93,6 +108,27 @@ FACTS: Final[Mapping[str, FactDefinition]] = {
                 "banner_matches": "whether they are equal",
             },
             _kernel_identity,
+        ),
+        FactDefinition(
+            "modules",
+            1,
+            "Listed modules, other views of them, and the owner of every executable page above the image.",
+            {
+                "listed": "name, state, address, base, size, taints, sig_ok of each module on the list",
+                "views": "modules in the list, the kset and the address tree (null: no such view)",
+                "executable_pages": "executable 4 KiB pages above the kernel image",
+                "owners": "executable pages by kind of owner",
+                "in_transition": "names of modules that are coming, going or unformed",
+                "unlisted": "modules that another view has shown for a while and the list does not",
+                "settling_modules": "the same, not seen for long enough to be sure",
+                "unowned": "runs of executable pages that nobody has owned for a while",
+                "settling": "the same, not seen for long enough to be sure",
+                "unlisted_left_out": "entries beyond the first 256",
+                "settling_modules_left_out": "entries beyond the first 256",
+                "unowned_left_out": "entries beyond the first 256",
+                "settling_left_out": "entries beyond the first 256",
+            },
+            _modules,
         ),
         FactDefinition(
             "cpus",

@@ -47,6 +47,23 @@ def test_a_fact_that_nobody_knows_is_unavailable() -> None:
     assert Unavailable("why").to_json() == {"unavailable": "why"}
 
 
+def test_long_lists_are_cut_and_counted() -> None:
+    guest = SyntheticGuest()
+    noise = random.Random(3)
+    for index in range(300):
+        physical = 0x180_0000 + 8192 * index
+        guest.poke(physical % (1 << 24) + (1 << 24), noise.randbytes(64))
+        guest.map(
+            0xFFFF_FFFF_D000_0000 + 8192 * index, physical % (1 << 24) + (1 << 24), 4096, executable=True
+        )
+    fact = collect(guest.open(), ["modules"], now=0)["modules"].to_json()
+    assert (len(fact["settling"]), fact["settling_left_out"]) == (256, 44)
+
+
+def test_time_is_the_monotonic_clock_unless_said() -> None:
+    assert "unavailable" not in collect(SyntheticGuest().open(), ["modules"])["modules"].to_json()
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 1 << 32))
 def test_whatever_ram_holds_a_look_ends_in_values(seed: int) -> None:

@@ -1,0 +1,217 @@
+"""Who owns each executable page above the kernel image: module text, BPF, ftrace, kprobes, thunks.
+
+Code must be mapped to run, so a sweep of the page tables finds what no list shows. Owners come from
+lists in guest memory: they tell what the kernel itself believes, not that an owner is genuine. A forged
+`struct module` owns whatever it likes; only a comparison of content settles that. A page that holds
+nothing but INT3 (free parts of execmem's and BPF's large pages) needs no owner: no code is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from affiant.kernel.lists import list_entries
+from affiant.kernel.memory import PAGE_SIZE, GuestMemory, MemoryFault
+from affiant.kernel.paging import AddressSpace
+from affiant.kernel.program import KernelProgram
+from affiant.kernel.slide import KERNEL_MAP
+from affiant.model.errors import MalformedError, UnavailableError
+
+__all__ = [
+    "LAST_CODE_ADDRESS",
+    "ExecutablePages",
+    "OwnedRange",
+    "UnownedRange",
+    "attribute",
+    "named_owners",
+    "page_runs",
+    "read_executable_pages",
+]
+
+LAST_CODE_ADDRESS: Final = 0xFFFF_FFFF_FEFF_FFFF
+"""MODULES_END - 1: the vsyscall page and the fixmap lie above."""
+
+_MOST_OWNERS = 65536
+_BPF_PACK_SIZE = 0x20_0000  # PMD_SIZE; one pack is that large on a machine with one NUMA node
+_TRAPS: Final = np.uint64(0xCCCC_CCCC_CCCC_CCCC)
+_MOST_PAGES = 1 << 18
+_CHUNK = 64  # 256 KiB, which a processor's cache holds
+_ATTEMPTS = 3
+_UNOWNED: Final = ("none", "traps")
+_NOBODY: Final = _UNOWNED.index("none")
+_TRAPPED: Final = _UNOWNED.index("traps")
+
+
+@dataclass(frozen=True, slots=True)
+class OwnedRange:
+    """[start, end) belongs to `owner`, which is a `kind` of owner."""
+
+    start: int
+    end: int
+    kind: str
+    owner: str
+
+
+@dataclass(frozen=True, slots=True)
+class UnownedRange:
+    """Executable pages in a row that nobody owns."""
+
+    address: int
+    pages: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ExecutablePages:
+    """All executable 4 KiB pages above the kernel image, by address: parallel arrays.
+
+    `owner` is the index of the owner's kind in `kinds`. A page that is owned in part counts as owned.
+    """
+
+    addresses: NDArray[np.uint64]
+    frames: NDArray[np.uint64]
+    owner: NDArray[np.int64]
+    kinds: tuple[str, ...] = _UNOWNED
+
+    def by_kind(self) -> dict[str, int]:
+        """Return how many pages each kind of owner has; those of nobody are `none`."""
+        counts = np.bincount(self.owner, minlength=len(self.kinds)).tolist()
+        return {kind: count for kind, count in zip(self.kinds, counts, strict=True) if count}
+
+    def unowned(self) -> set[tuple[int, int]]:
+        """Return (address, frame) of each page that nobody owns."""
+        free = self.owner == _NOBODY
+        return set(zip(self.addresses[free].tolist(), self.frames[free].tolist(), strict=True))
+
+
+def read_executable_pages(
+    memory: GuestMemory, space: AddressSpace, program: KernelProgram
+) -> ExecutablePages:
+    """Sweep the page tables for executable pages above the kernel image; none is owned yet.
+
+    Raises UnavailableError when a table lies outside RAM or there are more than 2^18 pages: such a
+    sweep would not be whole.
+    """
+    leaves = space.leaves(KERNEL_MAP, LAST_CODE_ADDRESS)
+    if leaves.unreadable_tables:
+        raise UnavailableError(f"{leaves.unreadable_tables} page tables of the module area lie outside RAM")
+    image_end = np.uint64(program.address("_end"))
+    code = leaves.select(leaves.executable & (leaves.address >= image_end))
+    counts = (code.size // PAGE_SIZE).astype(np.int64)
+    total = int(counts.sum())
+    if total > _MOST_PAGES:
+        raise UnavailableError(f"{total} executable pages above the kernel image exceed {_MOST_PAGES}")
+    steps = (np.arange(total) - np.repeat(np.cumsum(counts) - counts, counts)).astype(np.uint64)
+    steps *= np.uint64(PAGE_SIZE)
+    frames = (np.repeat(code.physical, counts) + steps) >> np.uint64(12)
+    return _without_traps(memory, np.repeat(code.address, counts) + steps, frames)
+
+
+def named_owners(program: KernelProgram) -> list[OwnedRange]:
+    """Return the ranges that the kernel's own lists name, those of modules aside.
+
+    A list that this kernel does not have owns nothing. Raises MemoryFault or MalformedError when one
+    that it has cannot be followed in three attempts: without its owners, what is unowned is unknown.
+    """
+    return [owned for reader in _OWNERS for owned in _attempt(reader, program)]
+
+
+def attribute(pages: ExecutablePages, owners: list[OwnedRange]) -> ExecutablePages:
+    """Return the pages with the kind of owner of each; ranges outside the module area own nothing."""
+    inside = [each for each in owners if KERNEL_MAP <= each.start < each.end <= LAST_CODE_ADDRESS + 1]
+    kinds = tuple(dict.fromkeys((*pages.kinds, *(each.kind for each in inside))))
+    number = {kind: index for index, kind in enumerate(kinds)}
+    starts = np.array([each.start // PAGE_SIZE * PAGE_SIZE for each in inside], dtype=np.uint64)
+    ends = np.array([each.end for each in inside], dtype=np.uint64)
+    first, last = np.searchsorted(pages.addresses, starts), np.searchsorted(pages.addresses, ends)
+    owner = np.full(len(pages.owner), _NOBODY)
+    for each, begin, end in zip(inside, first.tolist(), last.tolist(), strict=True):
+        owner[begin:end] = number[each.kind]
+    # What was told of a page before stays: one that holds nothing but INT3 needs no owner.
+    return ExecutablePages(
+        pages.addresses, pages.frames, np.where(pages.owner == _NOBODY, owner, pages.owner), kinds
+    )
+
+
+def page_runs(pages: set[tuple[int, int]]) -> tuple[UnownedRange, ...]:
+    """Return pages, given as (address, frame), as runs of neighbouring addresses."""
+    if not pages:
+        return ()
+    addresses = np.array(sorted(address for address, _ in pages), dtype=np.uint64)
+    breaks = np.flatnonzero(np.diff(addresses) != PAGE_SIZE) + 1
+    return tuple(UnownedRange(int(run[0]), len(run)) for run in np.split(addresses, breaks))
+
+
+def _without_traps(
+    memory: GuestMemory, addresses: NDArray[np.uint64], frames: NDArray[np.uint64]
+) -> ExecutablePages:
+    """Mark the pages that hold nothing but INT3."""
+    owner = np.full(len(addresses), _NOBODY)
+    # Few pages begin with INT3: only these are read whole.
+    words, _ = memory.integers(frames << np.uint64(12), 8)
+    candidates = np.flatnonzero(words == _TRAPS)
+    for start in range(0, len(candidates), _CHUNK):
+        pages = candidates[start : start + _CHUNK]
+        held, readable = memory.tables(frames[pages])
+        owner[pages[readable & (held == _TRAPS).all(axis=1)]] = _TRAPPED
+    return ExecutablePages(addresses, frames, owner)
+
+
+def _attempt(
+    reader: Callable[[KernelProgram], Iterator[OwnedRange]], program: KernelProgram
+) -> list[OwnedRange]:
+    for attempt in range(_ATTEMPTS):
+        try:
+            return list(reader(program))
+        except (MemoryFault, MalformedError):
+            if attempt + 1 == _ATTEMPTS:
+                raise
+        except UnavailableError:
+            break  # no such symbol, type or member in this kernel
+    return []
+
+
+def _bpf_packs(program: KernelProgram) -> Iterator[OwnedRange]:
+    pack = "struct bpf_prog_pack"
+    head, offset = program.address("pack_list"), program.offset(pack, "list")
+    for address in list_entries(program, head, offset=offset, maximum=_MOST_OWNERS):
+        start = program.copy(pack, address).integer("ptr")
+        yield OwnedRange(start, start + _BPF_PACK_SIZE, "bpf", "bpf_prog_pack")
+
+
+def _bpf_symbols(program: KernelProgram) -> Iterator[OwnedRange]:
+    symbol = "struct bpf_ksym"
+    head, offset = program.address("bpf_kallsyms"), program.offset(symbol, "lnode")
+    for address in list_entries(program, head, offset=offset, maximum=_MOST_OWNERS):
+        copy = program.copy(symbol, address)
+        yield OwnedRange(copy.integer("start"), copy.integer("end"), "bpf", copy.text("name"))
+
+
+def _ftrace_trampolines(program: KernelProgram) -> Iterator[OwnedRange]:
+    ops = "struct ftrace_ops"
+    head, offset = program.address("ftrace_ops_trampoline_list"), program.offset(ops, "list")
+    for address in list_entries(program, head, offset=offset, maximum=_MOST_OWNERS):
+        copy = program.copy(ops, address)
+        start = copy.integer("trampoline")
+        yield OwnedRange(
+            start, start + copy.integer("trampoline_size"), "ftrace", program.describe(copy.integer("func"))
+        )
+
+
+def _kprobe_slots(program: KernelProgram) -> Iterator[OwnedRange]:
+    page, cache = "struct kprobe_insn_page", "struct kprobe_insn_cache"
+    for symbol in ("kprobe_insn_slots", "kprobe_optinsn_slots"):
+        if program.find(symbol) is None:
+            continue
+        head = program.address(symbol) + program.offset(cache, "pages")
+        offset = program.offset(page, "list")
+        for address in list_entries(program, head, offset=offset, maximum=_MOST_OWNERS):
+            start = program.copy(page, address).integer("insns")
+            yield OwnedRange(start, start + PAGE_SIZE, "kprobe", symbol)
+
+
+_OWNERS: Final = (_bpf_symbols, _bpf_packs, _ftrace_trampolines, _kprobe_slots)
