@@ -16,6 +16,8 @@ from affiant.kernel.cpu import CpuState
 from affiant.kernel.executable_pages import UnownedRange
 from affiant.kernel.memory import PAGE_SIZE
 from affiant.kernel.modules import ModuleView, Stranger
+from affiant.kernel.process_ids import ProcessId
+from affiant.kernel.tasks import TaskView
 from affiant.kernel.text import RegionComparison
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "KernelCode",
     "KernelIdentity",
     "Modules",
+    "Tasks",
     "Unavailable",
 ]
 
@@ -190,6 +193,38 @@ class Modules:
 
 
 @dataclass(frozen=True, slots=True)
+class Tasks:
+    """The tasks on the kernel's list, and processes that are not on it."""
+
+    view: TaskView
+
+    def to_json(self) -> dict[str, Json]:
+        """Return the fact `tasks`; `listed` is there up to 8192 tasks, with `listed_left_out`."""
+        tasks = self.view.listed
+        return {
+            "count": len(tasks),
+            "kernel_threads": sum(task.kernel_thread for task in tasks),
+            "ids": self.view.ids,
+            "ids_unseen": self.view.ids_unseen,
+            **_bounded("unlisted", map(_process, self.view.unlisted)),
+            **_bounded("settling", map(_process, self.view.settling)),
+            "listed": [
+                {
+                    "pid": task.pid,
+                    "name": task.name,
+                    "uid": task.uid,
+                    "flags": hex(task.flags),
+                    "kernel_thread": task.kernel_thread,
+                    "user_memory": task.user_memory,
+                    "address": hex(task.address),
+                }
+                for task in tasks[:MOST_INVENTORY]
+            ],
+            "listed_left_out": max(0, len(tasks) - MOST_INVENTORY),
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class CpuRegisters:
     """The registers that the kernel's protection hangs on; `symbols` names each vCPU's next instruction."""
 
@@ -228,6 +263,10 @@ def _summed(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
         for name, count in each.items():
             total[name] = total.get(name, 0) + count
     return total
+
+
+def _process(process: ProcessId) -> dict[str, Json]:
+    return {"pid": process.number, "name": process.name, "task": hex(process.task)}
 
 
 def _stranger(stranger: Stranger) -> dict[str, Json]:

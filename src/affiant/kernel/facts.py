@@ -18,10 +18,12 @@ from affiant.kernel.fact_values import (
     Fact,
     KernelIdentity,
     Modules,
+    Tasks,
     Unavailable,
 )
 from affiant.kernel.guest import Guest
 from affiant.kernel.modules import read_modules
+from affiant.kernel.tasks import read_task_view
 from affiant.model.errors import AffiantError, UnavailableError
 
 __all__ = ["FACTS", "Fact", "FactDefinition", "Unavailable", "collect"]
@@ -82,6 +84,10 @@ def _modules(guest: Guest, now: float) -> Fact:
     return Modules(view)
 
 
+def _tasks(guest: Guest, now: float) -> Fact:
+    return Tasks(read_task_view(guest.program, guest.patience, now=now))
+
+
 def _cpus(guest: Guest, _now: float) -> Fact:
     return CpuRegisters(
         guest.cpus, {cpu.index: guest.program.describe(cpu.instruction_pointer) for cpu in guest.cpus}
@@ -129,6 +135,24 @@ FACTS: Final[Mapping[str, FactDefinition]] = {
                 "settling_left_out": "entries beyond the first 256",
             },
             _modules,
+        ),
+        FactDefinition(
+            "tasks",
+            2,
+            "The tasks on the kernel's list, and processes that have an id and are not on it.",
+            {
+                "count": "tasks on the list, the idle task left out",
+                "kernel_threads": "those that are kernel threads",
+                "ids": "processes by the ids that the kernel has given out; null where these were not seen",
+                "ids_unseen": "why not",
+                "unlisted": "pid, name, task of each process that has been off the list for a while",
+                "settling": "the same, not seen for long enough to be sure",
+                "unlisted_left_out": "entries beyond the first 256",
+                "settling_left_out": "entries beyond the first 256",
+                "listed": "pid, name, uid (null: unreadable), flags, kernel_thread, user_memory, address",
+                "listed_left_out": "tasks beyond the first 8192",
+            },
+            _tasks,
         ),
         FactDefinition(
             "cpus",

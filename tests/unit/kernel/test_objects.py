@@ -11,10 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from affiant.kernel.btf_types import BtfTypes
+from affiant.kernel.facts import collect
 from affiant.kernel.lists import list_entries, tree_nodes
 from affiant.kernel.memory import MemoryFault
 from affiant.kernel.program import KernelProgram
-from affiant.model.errors import MalformedError, UnavailableError
+from affiant.kernel.tasks import read_tasks
+from affiant.model.errors import AffiantError, MalformedError, UnavailableError
 from tests.unit.kernel.btf_builder import BtfBuilder
 from tests.unit.kernel.synthetic_guest import DIRECT_MAP, SyntheticGuest, kernel_types
 
@@ -159,12 +161,44 @@ class TestCopies:
 
 
 class TestLists:
+    def test_a_list_is_walked_in_order(self) -> None:
+        guest = SyntheticGuest()
+        assert [task.name for task in read_tasks(program(guest))] == ["init", "shell"]
+        assert [task.uid for task in read_tasks(program(guest))] == [0, 1000]
+
+    def test_a_circle_beside_the_head_is_refused(self) -> None:
+        guest = SyntheticGuest()
+        last = DIRECT_MAP + guest.tasks[1] + 0x20
+        guest.word(guest.tasks[1] + 0x20, last)
+        with pytest.raises(MalformedError, match="circle"):
+            read_tasks(program(guest))
+
     def test_a_list_longer_than_its_bound_is_refused(self) -> None:
         guest = SyntheticGuest()
         objects = program(guest)
         head = guest.running("init_task") + 0x20
         with pytest.raises(MalformedError, match="more than 1"):
             list(list_entries(objects, head, offset=0x20, maximum=1))
+
+    def test_a_wild_next_pointer_is_a_fault(self) -> None:
+        guest = SyntheticGuest()
+        guest.word(guest.tasks[0] + 0x20, 0xDEAD_0000_0000_0100)
+        with pytest.raises(MemoryFault):
+            read_tasks(program(guest))
+
+    def test_a_task_whose_credentials_lead_nowhere_is_told_all_the_same(self) -> None:
+        """A pointer that a rootkit spoilt must not take the task out of sight."""
+        guest = SyntheticGuest()
+        guest.word(guest.tasks[0] + 0x48, 0xDEAD_0000_0000_0000)
+        assert [(task.name, task.uid) for task in read_tasks(program(guest))] == [
+            ("init", None),
+            ("shell", 1000),
+        ]
+
+    def test_where_ids_are_not_seen_the_list_stands_alone_and_says_so(self) -> None:
+        fact = collect(SyntheticGuest().open(), ["tasks"], now=0)["tasks"].to_json()
+        assert (fact["count"], fact["ids"], fact["unlisted"]) == (2, None, [])
+        assert fact["ids_unseen"].startswith("this kernel has no type struct pid")
 
     def test_a_tree_that_is_none_is_refused(self) -> None:
         guest = SyntheticGuest()
@@ -184,3 +218,25 @@ class TestLists:
         assert sorted(nodes) == sorted([address, left_address, right_address])
         with pytest.raises(MalformedError):
             list(tree_nodes(program(guest), address, maximum=2))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_corrupted_lists_end_in_our_own_errors(data: st.DataObject) -> None:
+    """Wherever pointers of the heap and the list heads point to, a look ends, in a value or a refusal."""
+    guest = SyntheticGuest()
+    seen = guest.open()
+    targets = st.sampled_from(
+        [DIRECT_MAP + guest.tasks[0] + 0x20, DIRECT_MAP + guest.modules[0] + 8, 0, (1 << 64) - 8, DIRECT_MAP]
+    )
+    places = st.one_of(
+        st.integers(0, 255).map(lambda slot: 0x100_0000 + 8 * slot),
+        st.integers(0, 255).map(lambda slot: guest.physical(0xFFFF_FFFF_8140_0000) + 8 * slot),
+    )
+    for _ in range(data.draw(st.integers(1, 5))):
+        guest.word(data.draw(places), data.draw(st.one_of(targets, st.integers(0, (1 << 64) - 1))))
+    facts = collect(seen, ["modules", "tasks"], now=0)
+    for fact in facts.values():
+        assert isinstance(fact.to_json(), dict)
+    with contextlib.suppress(AffiantError):
+        read_tasks(seen.program)

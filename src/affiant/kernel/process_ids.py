@@ -1,0 +1,80 @@
+"""The process ids that the kernel has given out, and the process that each leads to.
+
+This is what `kill` and /proc go by, independent of the list of tasks: a process that was taken off the
+list to hide it is still found here, unless its id was taken away too, and then nobody can signal it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from affiant.kernel.memory import MemoryFault
+from affiant.kernel.program import KernelProgram
+from affiant.kernel.queries.places import named_type
+from affiant.kernel.queries.snapshot import Budget, Snapshot
+from affiant.kernel.queries.walks import make_walk
+from affiant.model.errors import MalformedError
+from affiant.model.query import Path, Structure, WalkQuery
+
+__all__ = ["ProcessId", "read_process_ids"]
+
+_IDS: Final = WalkQuery(
+    name="process ids",
+    structure=Structure.XARRAY,
+    start=Path("init_pid_ns", ("idr",), "struct pid_namespace"),
+    element="struct pid",
+    link=None,
+    fields=(),
+    most=1 << 16,
+)
+_SECONDS: Final = 1.0  # of this thread's processor time
+_ATTEMPTS: Final = 3
+_HLIST_NODE: Final = "struct hlist_node"
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessId:
+    """An id that a process has; `task` is the address of its first thread, `name` what that calls itself."""
+
+    number: int
+    task: int
+    name: str
+
+
+def read_process_ids(program: KernelProgram) -> tuple[ProcessId, ...]:
+    """Return every process id of the first namespace, which all processes have.
+
+    Ids of single threads, groups and sessions are left out. Raises UnavailableError where this kernel has
+    no such tree or it takes too long, MalformedError or MemoryFault when it cannot be followed to its end
+    three times in a row.
+    """
+    walk = make_walk(program, _IDS, named_type(program, _IDS.element), vcpus=1)
+    budget = Budget(seconds=_SECONDS, clock=time.thread_time)
+    for attempt in range(_ATTEMPTS):
+        budget.again()
+        memory = Snapshot(program, budget)
+        try:
+            return tuple(_processes(program, memory, walk(memory)))
+        except (MemoryFault, MalformedError):
+            if attempt + 1 == _ATTEMPTS:
+                raise
+    raise AssertionError("unreachable")  # pragma: no cover
+
+
+def _processes(
+    program: KernelProgram, memory: Snapshot, ids: Iterator[tuple[int | None, int]]
+) -> Iterator[ProcessId]:
+    # struct pid.tasks[PIDTYPE_TGID] heads the list of processes that have this id: one, or none.
+    kind = program.constant("PIDTYPE_TGID")
+    head = program.offset("struct pid", "tasks") + 8 * kind
+    link = program.offset("struct task_struct", "pid_links") + program.size(_HLIST_NODE) * kind
+    name = program.offset("struct task_struct", "comm")
+    for number, address in ids:
+        first = memory.word(address + head)
+        if first and number is not None:
+            task = (first - link) % (1 << 64)
+            told = memory.text((task + name) % (1 << 64), 16).decode("utf-8", "backslashreplace")
+            yield ProcessId(number, task, told)
