@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
+from weakref import ref
 
 from affiant.kernel.cpu import CpuState
 from affiant.kernel.event_log import EventLogCandidate, kernel_event_log, scan_for_event_logs
@@ -15,6 +16,7 @@ from affiant.kernel.paging import AddressSpace
 from affiant.kernel.patience import Patience
 from affiant.kernel.program import KernelProgram
 from affiant.kernel.saved_cpu import SavedCpus
+from affiant.kernel.site_content.outside import Outside
 from affiant.kernel.slide import KERNEL_MAP, KernelLocation, address_spaces, locate_kernel, still_there
 from affiant.kernel.text import CodeRegion, rodata_regions, text_region
 from affiant.model.errors import AffiantError
@@ -42,6 +44,22 @@ class _Prepared:
     @cached_property
     def rodata(self) -> tuple[CodeRegion, ...]:
         return rodata_regions(self.reference, self.location.slide)
+
+
+class _Outside:
+    """Tells of code outside of the kernel image by comparing it now.
+
+    What was prepared holds those who ask, so they do not hold it.
+    """
+
+    def __init__(self, prepared: _Prepared) -> None:
+        self._prepared = ref(prepared)
+
+    def is_function(self, address: int) -> bool:
+        return False  # nobody can tell yet
+
+    def is_generated(self, address: int) -> bool:
+        return False  # nobody can tell yet
 
 
 @dataclass(frozen=True)
@@ -114,6 +132,11 @@ class Guest:
     def text(self) -> CodeRegion:
         """The kernel's text as it must stand."""
         return self._prepared.text
+
+    @property
+    def outside(self) -> Outside:
+        """Who vouches for code outside of the kernel image."""
+        return _Outside(self._prepared)
 
     @property
     def rodata(self) -> tuple[CodeRegion, ...]:
