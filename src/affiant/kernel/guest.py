@@ -16,6 +16,8 @@ from affiant.kernel.paging import AddressSpace
 from affiant.kernel.patience import Patience
 from affiant.kernel.program import KernelProgram
 from affiant.kernel.saved_cpu import SavedCpus
+from affiant.kernel.site_content.content import SiteContent
+from affiant.kernel.site_content.image import KernelImage
 from affiant.kernel.site_content.outside import Outside
 from affiant.kernel.slide import KERNEL_MAP, KernelLocation, address_spaces, locate_kernel, still_there
 from affiant.kernel.text import CodeRegion, rodata_regions, text_region
@@ -40,6 +42,11 @@ class _Prepared:
     @cached_property
     def text(self) -> CodeRegion:
         return text_region(self.reference, self.location.slide)
+
+    @cached_property
+    def text_content(self) -> SiteContent:
+        image = KernelImage(self.memory, self.program.space, self.program, self.text, outside=_Outside(self))
+        return SiteContent(self.memory, self.program.space, self.program, self.text, image=image)
 
     @cached_property
     def rodata(self) -> tuple[CodeRegion, ...]:
@@ -134,6 +141,11 @@ class Guest:
         return self._prepared.text
 
     @property
+    def text_content(self) -> SiteContent:
+        """What the kernel's own tables map at its patch sites, as last found legal."""
+        return self._prepared.text_content
+
+    @property
     def outside(self) -> Outside:
         """Who vouches for code outside of the kernel image."""
         return _Outside(self._prepared)
@@ -162,6 +174,15 @@ class Guest:
                 if space.levels == self.location.levels and self._differs(space, ours):
                     others[space.root] = space
         return tuple(others.values())
+
+    def forget_verified(self) -> None:
+        """Have the next look judge every patch site and every module from the reference alone.
+
+        Looks remember what they found legal, and compare with that. It is what makes them cheap, and a
+        memory that should not be trusted for ever.
+        """
+        if "text_content" in vars(self._prepared):
+            self.text_content.forget()
 
     def event_logs(self) -> tuple[EventLogCandidate, ...]:
         """Return event log candidates, the one that the kernel points to first."""

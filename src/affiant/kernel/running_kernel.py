@@ -9,6 +9,7 @@ from affiant.kernel.memory import GuestMemory
 from affiant.kernel.paging import AddressSpace
 from affiant.kernel.patience import Patience
 from affiant.kernel.program import KernelProgram
+from affiant.kernel.site_content.content import SiteContent
 from affiant.kernel.site_content.outside import Outside
 from affiant.kernel.slide import KernelLocation
 from affiant.kernel.text import CodeRegion
@@ -36,6 +37,8 @@ class RunningKernel(Protocol):
     def kernel_space(self) -> AddressSpace: ...  # noqa: D102
     @property
     def text(self) -> CodeRegion: ...  # noqa: D102
+    @property
+    def text_content(self) -> SiteContent: ...  # noqa: D102
     @property
     def outside(self) -> Outside: ...  # noqa: D102
     @property

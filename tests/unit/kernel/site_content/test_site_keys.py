@@ -1,0 +1,103 @@
+"""Sites that follow a key, and pointers that boot may choose."""
+
+from __future__ import annotations
+
+import pytest
+
+from affiant.kernel.site_content.function_types import FunctionTypes
+from affiant.kernel.site_content.image import KernelImage
+from tests.unit.kernel.site_content.site_looks import (
+    FOREIGN,
+    NOP5,
+    RETURN,
+    assert_found,
+    passing,
+    wrong,
+)
+from tests.unit.kernel.site_world import (
+    CALL_KEY,
+    CALLEE,
+    KEY_NEAR,
+    OTHER,
+    PLACES,
+    SLIDE,
+    TRAMPOLINE,
+    SiteWorld,
+    near,
+)
+
+
+def test_a_label_follows_its_key(world: SiteWorld) -> None:
+    at = PLACES["label_near"]
+    world.write(KEY_NEAR, b"\1\0\0\0")
+    world.write(at, near(0xE9, at, at + 0x200))
+    assert (wrong(world), passing(world)) == ([], [])
+
+
+@pytest.mark.parametrize("target", [OTHER, PLACES["label_near"] + 0x201])
+def test_a_label_that_leads_elsewhere_is_found(world: SiteWorld, target: int) -> None:
+    world.write(KEY_NEAR, b"\1\0\0\0")
+    world.write(PLACES["label_near"], near(0xE9, PLACES["label_near"], target))
+    assert ("jump_label", PLACES["label_near"]) in wrong(world)
+
+
+def test_a_poke_in_flight_passes_for_moments_only(world: SiteWorld) -> None:
+    world.write(PLACES["label_near"], b"\xcc")
+    assert (wrong(world), passing(world)) == ([], [("jump_label", PLACES["label_near"])])
+    world.write(PLACES["label_near"], b"\xcc\xeb\xfe")
+    assert wrong(world) == [("jump_label", PLACES["label_near"])]
+
+
+def test_a_call_that_is_being_changed_passes_for_moments_only(world: SiteWorld) -> None:
+    """Its key may have changed once more by the time that it is read."""
+    at = PLACES["static_call"]
+    world.write(at, b"\xcc" + near(0xE8, at, OTHER)[1:])
+    assert (wrong(world), passing(world)) == ([], [("static_call", at)])
+    world.write(at, b"\xcc" + near(0xE8, at, OTHER + 1)[1:])
+    assert wrong(world) == [("static_call", at)]
+
+
+@pytest.mark.parametrize("place", ["return_1", "alternative_1", "thunk_call", "lock_1", "shift_1"])
+def test_breakpoints_where_the_kernel_puts_none_are_found(world: SiteWorld, place: str) -> None:
+    world.write(PLACES[place], b"\xcc")
+    assert passing(world) == []
+    assert PLACES[place] in {address for _, address in wrong(world)}
+
+
+def test_static_calls_follow_their_key(world: SiteWorld) -> None:
+    call, tail = PLACES["static_call"], PLACES["static_tail"]
+    world.write(call, near(0xE8, call, CALLEE))
+    world.write(tail, near(0xE9, tail, CALLEE))
+    assert (wrong(world), passing(world)) == ([], [])
+    world.write(CALL_KEY, bytes(8))
+    world.write(call, NOP5)
+    world.write(tail, RETURN)
+    world.write(TRAMPOLINE, RETURN)
+    assert (wrong(world), passing(world)) == ([], [])
+
+
+def test_a_static_call_into_the_middle_of_a_function_is_found_at_once(world: SiteWorld) -> None:
+    world.write(PLACES["static_call"], near(0xE8, PLACES["static_call"], OTHER + 4))
+    assert_found(world, "static_call", "static_call")
+
+
+def test_a_key_that_holds_another_kind_of_function_is_found(world: SiteWorld) -> None:
+    world.write(CALL_KEY, (OTHER + SLIDE).to_bytes(8, "little"))
+    assert ("static_call_trampoline", TRAMPOLINE) in wrong(world)
+    assert ("static_call", PLACES["static_call"]) in wrong(world)
+
+
+def test_copies_of_a_function_of_a_header_are_alike(
+    world: SiteWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dispatcher's key is linked with one file's copy of a function, and given back another's."""
+    image = KernelImage(world.seen.memory, world.seen.kernel_space, world.seen.program, world.seen.text)
+    types = FunctionTypes(image)
+    assert not types.alike(CALL_KEY + SLIDE, CALLEE + SLIDE, OTHER + SLIDE)
+    monkeypatch.setattr(image, "names_at", lambda address: ("bpf_dispatcher_nop_func",))
+    assert types.alike(CALL_KEY + SLIDE, CALLEE + SLIDE, OTHER + SLIDE)
+
+
+def test_a_key_that_leads_out_of_the_kernel_names_its_target(world: SiteWorld) -> None:
+    world.write(CALL_KEY, FOREIGN.to_bytes(8, "little"))
+    assert {run.culprit for run in world.look().unexplained} == {FOREIGN}
