@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from affiant.kernel.code_facts import COMPARISON_FIELDS, kernel_text
 from affiant.kernel.fact_values import (
     MOST_INVENTORY,
     CpuRegisters,
@@ -23,6 +24,10 @@ from affiant.kernel.fact_values import (
 )
 from affiant.kernel.guest import Guest
 from affiant.kernel.modules import read_modules
+from affiant.kernel.protection_facts import (
+    PAGE_RIGHTS_FIELDS,
+    page_rights,
+)
 from affiant.kernel.tasks import read_task_view
 from affiant.model.errors import AffiantError, UnavailableError
 
@@ -116,6 +121,13 @@ FACTS: Final[Mapping[str, FactDefinition]] = {
             _kernel_identity,
         ),
         FactDefinition(
+            "kernel_text",
+            1,
+            "The kernel's text against the reference, byte for byte, through the mappings vCPUs use.",
+            COMPARISON_FIELDS,
+            kernel_text,
+        ),
+        FactDefinition(
             "modules",
             1,
             "Listed modules, other views of them, and the owner of every executable page above the image.",
@@ -160,6 +172,13 @@ FACTS: Final[Mapping[str, FactDefinition]] = {
             "The registers of each vCPU that the kernel's protection hangs on.",
             {"count": "vCPUs", "cpus": "registers of each vCPU"},
             _cpus,
+        ),
+        FactDefinition(
+            "page_rights",
+            1,
+            "What the page tables allow in the kernel half: writable code, aliases, tables of their own.",
+            PAGE_RIGHTS_FIELDS,
+            page_rights,
         ),
     )
 }

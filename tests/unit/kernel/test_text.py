@@ -5,12 +5,15 @@ from __future__ import annotations
 import pytest
 
 from affiant.kernel.code_difference import Difference
+from affiant.kernel.facts import collect
 from affiant.kernel.guest import Guest
 from affiant.kernel.reference.sites import SiteClass
 from affiant.kernel.text import RegionComparison, compare_region
 from tests.unit.kernel.synthetic_guest import (
+    DATA,
     KERNEL_PHYSICAL,
     LINK,
+    PROCESS_ROOT,
     SITES,
     SLIDE,
     SYMBOLS,
@@ -120,6 +123,21 @@ def test_writable_text_is_counted() -> None:
     split_text(guest)
     guest.map(LINK + SLIDE + 0x5000, KERNEL_PHYSICAL + 0x5000, 4096, writable=True, executable=True)
     assert compare(guest.open()).writable == 4096
+
+
+def test_a_process_with_a_text_of_its_own_is_compared_through_its_own_tables() -> None:
+    """The kernel's tables stay honest; the one that a vCPU runs on maps a hooked copy."""
+    guest = SyntheticGuest()
+    guest.poke(0x180_0000, bytes(guest.ram[KERNEL_PHYSICAL : KERNEL_PHYSICAL + (1 << 21)]))
+    guest.poke(0x180_4100, HOOK)
+    # The process gets upper tables of its own, with another 2 MiB of text and the kernel's own data.
+    guest.word(PROCESS_ROOT + 8 * (LINK >> 48 & 511), 0)
+    guest.map(LINK + SLIDE, 0x180_0000, 1 << 21, executable=True, root=PROCESS_ROOT)
+    guest.map(DATA + SLIDE, guest.physical(DATA), 1 << 21, writable=True, root=PROCESS_ROOT)
+    fact = collect(guest.open(), ["kernel_text"])["kernel_text"].to_json()
+    assert fact["mappings"] == 2
+    assert [run["symbol"] for run in fact["unexplained"]] == ["after_victim+0x0"]
+    assert fact["displaced"][0]["physical"] == hex(0x180_0000)
 
 
 def test_read_only_data_is_compared_but_for_what_boot_fills() -> None:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from affiant.kernel.code_changes import is_changing_code
+from affiant.kernel.facts import collect
 from affiant.kernel.lists import Words, list_entries
 from affiant.kernel.site_content import ftrace_hooks, probes
 from affiant.kernel.site_content.ftrace_hooks import FtraceHooks
@@ -28,6 +30,7 @@ from tests.unit.kernel.site_world import (
     CALL_KEY,
     FTRACE_CALLER,
     FTRACE_STUB,
+    JUMP_LABEL_MUTEX,
     LIST_END,
     OPS_LIST,
     OTHER,
@@ -35,6 +38,8 @@ from tests.unit.kernel.site_world import (
     PROBED,
     REMOVED_OPS,
     SLIDE,
+    STATIC_CALL_MUTEX,
+    TEXT_MUTEX,
     TRACER,
     TRAMPOLINES,
     SiteWorld,
@@ -55,6 +60,16 @@ def test_a_tracer_of_the_kernel_is_told_and_not_blamed(world: SiteWorld) -> None
     seen = world.look()
     assert (seen.unexplained, seen.passing) == ((), ())
     assert [(hook.via, hook.handler, hook.count) for hook in seen.hooks] == [("ftrace", TRACER + SLIDE, 1)]
+
+
+def test_a_tracer_outside_of_the_kernel_is_found_and_named(world: SiteWorld) -> None:
+    hooker = MODULE_AREA + 0x40
+    target, _ = trampoline_of(world, hooker)
+    trace(world, target)
+    fact = collect(world.seen, ["kernel_text"])["kernel_text"].to_json()
+    (found,) = fact["unexplained"]
+    assert (found["site"], found["owner"]) == ("ftrace", "module first")
+    assert "outside of the kernel image" in found["reason"]
 
 
 def test_a_tracer_of_a_module_whose_code_is_known_is_told_and_not_blamed(world: SiteWorld) -> None:
@@ -119,6 +134,36 @@ def test_a_tracer_that_is_being_unregistered_is_called_until_every_site_is_chang
     assert (seen.unexplained, seen.passing) == ((), ())
     world.guest.poke(world.guest.resolve(ops), (MODULE_AREA + 0x40).to_bytes(8, "little"))
     assert_found(world, "ftrace", "traced")
+
+
+def test_a_tracer_on_no_list_any_more_passes_and_does_not_last(world: SiteWorld) -> None:
+    """Its trampoline is still on the kernel's list of those, and in order."""
+    target, ops = trampoline_of(world, TRACER + SLIDE)
+    trace(world, target)
+    world.write(OPS_LIST, (LIST_END + SLIDE).to_bytes(8, "little"))
+    world.guest.link(TRAMPOLINES + SLIDE, ops + 40)
+    seen = world.look()
+    assert seen.unexplained == ()
+    assert [run.reason for run in seen.passing] == ["calls a trampoline that its ftrace_ops has left"]
+    facts = [collect(world.seen, ["kernel_text"], now=float(now)) for now in range(8)]
+    found = [fact["kernel_text"].to_json()["unexplained"] for fact in facts]
+    assert (found[0], [each["site"] for each in found[-1]]) == ([], ["ftrace"])
+
+
+def test_what_is_half_done_may_last_while_the_kernel_changes_its_code(world: SiteWorld) -> None:
+    """Whoever changes code has to wait for others that do."""
+    target, ops = trampoline_of(world, TRACER + SLIDE)
+    trace(world, target)
+    world.write(OPS_LIST, (LIST_END + SLIDE).to_bytes(8, "little"))
+    world.guest.link(TRAMPOLINES + SLIDE, ops + 40)
+    world.write(TEXT_MUTEX, (ops | 1).to_bytes(8, "little"))
+    facts = [collect(world.seen, ["kernel_text"], now=float(now)) for now in range(70)]
+    found = [bool(fact["kernel_text"].to_json()["unexplained"]) for fact in facts]
+    assert found.index(True) == 64
+    for lock in (TEXT_MUTEX, STATIC_CALL_MUTEX, JUMP_LABEL_MUTEX):
+        for owner, changing in ((1, True), (0, False)):  # nobody has it, and somebody waits; or nobody
+            world.write(lock, owner.to_bytes(8, "little"))
+            assert is_changing_code(world.seen.program) is changing
 
 
 @pytest.mark.parametrize("function", [MODULE_AREA + 0x40, OTHER + SLIDE + 1])
@@ -193,6 +238,14 @@ def test_a_probe_that_saved_another_byte_explains_nothing(world: SiteWorld, save
     probe(world, PROBED + 1 + SLIDE, TRACER + SLIDE, saved=saved)
     world.write(PROBED + 1, b"\xcc")
     assert wrong(world) == [("", PROBED + 1)]
+
+
+def test_a_probe_whose_handler_is_foreign_is_found_and_named(world: SiteWorld) -> None:
+    probe(world, PROBED + 1 + SLIDE, MODULE_AREA + 0x80, saved=0x48)
+    world.write(PROBED + 1, b"\xcc")
+    fact = collect(world.seen, ["kernel_text"])["kernel_text"].to_json()
+    (found,) = fact["unexplained"]
+    assert (found["symbol"], found["site"], found["owner"]) == ("probed+0x1", "kprobe", "module first")
 
 
 def test_an_optimised_jump_without_a_slot_is_found(world: SiteWorld) -> None:

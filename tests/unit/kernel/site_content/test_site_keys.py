@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from affiant.kernel.facts import collect
 from affiant.kernel.site_content.function_types import FunctionTypes
 from affiant.kernel.site_content.image import KernelImage
 from tests.unit.kernel.site_content.site_looks import (
@@ -41,6 +42,17 @@ def test_a_label_that_leads_elsewhere_is_found(world: SiteWorld, target: int) ->
     assert ("jump_label", PLACES["label_near"]) in wrong(world)
 
 
+def test_a_label_against_its_key_counts_when_it_has_lasted(world: SiteWorld) -> None:
+    at = PLACES["label_near"]
+    world.write(at, near(0xE9, at, at + 0x200))
+    assert (wrong(world), passing(world)) == ([], [("jump_label", at)])
+    facts = [collect(world.seen, ["kernel_text"], now=now)["kernel_text"].to_json() for now in range(8)]
+    assert facts[0]["unexplained"] == []
+    assert facts[0]["settling"][0]["site"] == "jump_label"
+    assert facts[-1]["unexplained"][0]["site"] == "jump_label"
+    assert facts[-1]["settling"] == []
+
+
 def test_a_poke_in_flight_passes_for_moments_only(world: SiteWorld) -> None:
     world.write(PLACES["label_near"], b"\xcc")
     assert (wrong(world), passing(world)) == ([], [("jump_label", PLACES["label_near"])])
@@ -76,6 +88,13 @@ def test_static_calls_follow_their_key(world: SiteWorld) -> None:
     assert (wrong(world), passing(world)) == ([], [])
 
 
+def test_a_static_call_that_its_key_does_not_hold_counts_when_it_has_lasted(world: SiteWorld) -> None:
+    world.write(PLACES["static_call"], near(0xE8, PLACES["static_call"], OTHER))
+    assert passing(world) == [("static_call", PLACES["static_call"])]
+    facts = [collect(world.seen, ["kernel_text"], now=now)["kernel_text"].to_json() for now in range(8)]
+    assert "leads to other+0x0" in facts[-1]["unexplained"][0]["reason"]
+
+
 def test_a_static_call_into_the_middle_of_a_function_is_found_at_once(world: SiteWorld) -> None:
     world.write(PLACES["static_call"], near(0xE8, PLACES["static_call"], OTHER + 4))
     assert_found(world, "static_call", "static_call")
@@ -101,3 +120,20 @@ def test_copies_of_a_function_of_a_header_are_alike(
 def test_a_key_that_leads_out_of_the_kernel_names_its_target(world: SiteWorld) -> None:
     world.write(CALL_KEY, FOREIGN.to_bytes(8, "little"))
     assert {run.culprit for run in world.look().unexplained} == {FOREIGN}
+
+
+def test_keys_that_cannot_be_read_leave_their_sites_unjudged(world: SiteWorld) -> None:
+    """Blindness is told, not taken for health."""
+    guest = world.guest
+    space = world.seen.kernel_space
+    guest.map(0xFFFF_FFFF_F000_0000, 0, 4096)  # the tables stay whole; only data disappears
+    table = guest.root
+    linked = KEY_NEAR + SLIDE
+    for level in range(space.levels, 2, -1):
+        entry = int.from_bytes(guest.ram[table + 8 * (linked >> 12 + 9 * (level - 1) & 511) :][:8], "little")
+        table = entry & 0x000F_FFFF_FFFF_F000
+    guest.word(table + 8 * (linked >> 21 & 511), 0)
+    seen = world.look()
+    assert {text.partition(":")[0] for text in seen.unjudged} >= {"jump_label", "static_call"}
+    fact = collect(world.seen, ["kernel_text"])["kernel_text"].to_json()
+    assert fact["unjudged"]

@@ -1,0 +1,378 @@
+"""Which page tables a guest's processors and processes use, and how their kernel halves differ.
+
+All processes share the kernel's half: their top-level entries are those of `init_top_pgt`. A process
+with entries of its own could run another kernel text than everyone else. The tables of the EFI runtime
+services are the one exception that a healthy kernel has.
+
+With page table isolation, each table is one of a pair: what user mode runs on is the page behind, which
+maps nothing of the kernel but the way into it, the same for all (clone_pgd_range() in
+arch/x86/include/asm/pgtable.h). Whether a kernel isolates, its own pair tells: data of the guest, but whoever
+forges it has what it maps looked at, and what it told once is not taken back.
+
+The list of tasks is data of the guest: it tells where to look, and what is not on it is not looked at
+(a vCPU's CR3 always is).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from affiant.kernel.cpu import CpuState
+from affiant.kernel.lists import list_entries
+from affiant.kernel.memory import PAGE_SIZE
+from affiant.kernel.paging import AddressSpace, Leaves
+from affiant.kernel.program import KernelProgram
+from affiant.kernel.slide import address_spaces
+from affiant.model.errors import AffiantError, MalformedError
+
+__all__ = [
+    "EFI_AREA",
+    "KernelHalf",
+    "Root",
+    "borrowed_roots",
+    "compared_roots",
+    "cpu_roots",
+    "efi_root",
+    "kernel_halves",
+    "known_roots",
+    "leads_to",
+    "named_root",
+    "own_user_half",
+    "switching_cpus",
+    "user_half_of",
+]
+
+_RIGHTS: Final = ("writable", "executable", "user")
+_MOST_SAMPLED: Final = 512
+"""Tables of processes that are compared in one look; of more, as many are drawn by lot."""
+
+EFI_AREA: Final = (0xFFFF_FFEF_0000_0000, 0xFFFF_FFFF_0000_0000)
+"""Where EFI runtime services are mapped (Documentation/arch/x86/x86_64/mm.rst), first and end."""
+
+_TASK, _MM = "struct task_struct", "struct mm_struct"
+_MOST_TASKS = 65536
+_MOST_CPUS = 8192
+_POKING: Final = ("text_poke_mm", "poking_mm")  # seen in 7.2; in 6.1 and 6.12
+# arch/x86/mm/tlb.c; what they call is inlined but for these.
+_SWITCHES: Final = frozenset({"switch_mm_irqs_off", "load_new_mm_cr3", "choose_new_asid", "native_write_cr3"})
+_ACCESSED_DIRTY = np.uint64(0x60)
+_HALF = 256
+_ALL = (1 << 64) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """A top-level page table (physical address) and who uses it: `cpu 1`, `task 312 (sshd)`, `efi`.
+
+    The table of a task is that of the task_struct at `task`, and has its name once `named_root` gave it.
+    A `user_half` is the one of a pair that user mode runs on.
+    """
+
+    physical: int
+    user: str
+    task: int = 0
+    user_half: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class KernelHalf:
+    """A root whose kernel half has top-level entries of its own.
+
+    `slots` are the first addresses of what these entries map. `leaves` are the pages mapped there that
+    the kernel's own tables do not map in the same way; none if the tables are mere copies.
+    `unreadable_tables` counts tables outside RAM. With `endless`, there are too many to be walked: then
+    nothing is known of them.
+    """
+
+    root: Root
+    slots: tuple[int, ...]
+    leaves: Leaves
+    unreadable_tables: int
+    endless: bool = False
+
+
+def known_roots(program: KernelProgram, space: AddressSpace, leaves: Leaves) -> tuple[list[Root], int]:
+    """Return the tables of all tasks (each once), and how many tasks are on the list.
+
+    `leaves` are those of the kernel half, as they are now. Raises MemoryFault or MalformedError if the list
+    cannot be followed.
+    """
+    tasks, mm, pgd = (
+        program.offset(_TASK, "tasks"),
+        program.offset(_TASK, "mm"),
+        program.offset(_MM, "pgd"),
+    )
+    listed = [node - tasks for node in _task_nodes(program, space, leaves, tasks)]
+    # A hostile list leads to addresses so low that what holds them would begin below 0: those wrap.
+    owners = np.array([task & _ALL for task in listed], dtype=np.uint64)
+    memories, there = _words(space, leaves, owners + np.uint64(mm))
+    # One that is exiting may have no tables any more; what a CPU runs on is looked at through CR3.
+    owners, memories = owners[there & (memories != 0)], memories[there & (memories != 0)]
+    _, first = np.unique(memories, return_index=True)
+    first.sort()  # each once, in the order of the list
+    tables, there = _words(space, leaves, memories[first] + np.uint64(pgd))
+    physical, mapped = leaves.locate(tables)
+    whole = there & mapped & (physical % np.uint64(PAGE_SIZE) == 0)
+    roots = {
+        table: Root(table, "task", task)
+        for table, task in zip(physical[whole].tolist(), owners[first][whole].tolist(), strict=True)
+    }
+    return list(roots.values()), len(listed)
+
+
+def compared_roots(tasks: Sequence[Root], cpus: Sequence[Root], draw: random.Random) -> list[Root]:
+    """Return the tables of tasks to compare in one look: those that vCPUs are on, of the others a draw."""
+    if len(tasks) <= _MOST_SAMPLED:
+        return list(tasks)
+    used = {cpu.physical for cpu in cpus}
+    return [*(task for task in tasks if task.physical in used), *draw.sample(tasks, _MOST_SAMPLED)]
+
+
+def _task_nodes(program: KernelProgram, space: AddressSpace, leaves: Leaves, offset: int) -> tuple[int, ...]:
+    """Return where the list of tasks goes through them; walks it, unless each still leads to the next."""
+    head = program.address("init_task") + offset
+    before = program.lists.get(head, ())
+    following, there = _words(space, leaves, np.array((head, *before), dtype=np.uint64))
+    if not (there.all() and following.tolist() == [*before, head]):
+        before = program.lists[head] = tuple(list_entries(program, head, offset=0, maximum=_MOST_TASKS))
+    return before
+
+
+def _words(
+    space: AddressSpace, leaves: Leaves, addresses: NDArray[np.uint64]
+) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
+    """Return the word at each address, and which of them could be read."""
+    physical, mapped = leaves.locate(addresses)
+    words, there = space.memory.integers(physical, 8)
+    return words, there & mapped
+
+
+def named_root(program: KernelProgram, root: Root) -> Root:
+    """Return a root with its task's pid and name: few are told of, so few are asked for it."""
+    return replace(root, user=f"{root.user} {_name(program, root.task)}") if root.task else root
+
+
+def borrowed_roots(program: KernelProgram, space: AddressSpace) -> list[Root]:
+    """Return tables that CPUs use without a process: what they have loaded (`cpu_tlbstate`), what pokes text.
+
+    A CPU that runs a kernel thread stays on the tables of the process before, even when that has exited.
+    """
+    found: list[Root] = []
+    for name in _POKING:
+        try:
+            table = program.word(program.word(program.address(name)) + program.offset(_MM, "pgd"))
+            found.append(Root(space.translate(table).physical, "text poking"))
+        except AffiantError:
+            continue  # this kernel has it under another name, or not yet
+    try:
+        state = program.address("cpu_tlbstate") + program.offset("struct tlb_state", "loaded_mm")
+        pgd, offsets = program.offset(_MM, "pgd"), program.address("__per_cpu_offset")
+    except AffiantError:
+        return found
+    seen: set[int] = set()
+    for number in range(_MOST_CPUS):
+        try:
+            offset = program.word(offsets + 8 * number)
+            if offset in seen:
+                break  # CPUs that are not possible all have the template's offset
+            seen.add(offset)
+            table = program.word(program.word(state + offset & _ALL) + pgd)
+            found.append(Root(space.translate(table).physical, f"last on CPU {number}"))
+        except AffiantError:
+            continue  # it is switching
+    return found
+
+
+def efi_root(program: KernelProgram, space: AddressSpace) -> Root | None:
+    """Return the tables that EFI runtime services are called with, None if there are none."""
+    symbol = program.find("efi_mm")
+    if symbol is None:
+        return None
+    try:
+        table = program.word(symbol + program.offset(_MM, "pgd"))
+        return Root(space.translate(table).physical, "efi") if table else None
+    except AffiantError:
+        return None
+
+
+def own_user_half(program: KernelProgram, kernel: AddressSpace) -> Root | None:
+    """Return the kernel's own user half, whose entries all others share; None if it does not isolate.
+
+    A kernel that does without isolation leaves the page behind `init_top_pgt` empty. One that was seen to
+    isolate does so for good: whoever empties that page later has all other halves differ from it.
+    """
+    behind = Root(kernel.root + PAGE_SIZE, "user mode", user_half=True)
+    if kernel.root & PAGE_SIZE:
+        return None
+    entries, readable = _top(kernel, [behind])
+    program.isolates |= bool(readable[0] and (entries[0] & np.uint64(1)).any())
+    return behind if program.isolates else None
+
+
+def user_half_of(root: Root) -> Root:
+    """Return the other table of a pair, where there are pairs."""
+    return Root(root.physical + PAGE_SIZE, f"user half of {root.user}", root.task, user_half=True)
+
+
+def cpu_roots(cpus: Sequence[CpuState], kernel: AddressSpace, user_half: Root | None) -> Iterator[Root]:
+    """Yield the tables that vCPUs are on; where the kernel isolates, those of the kernel.
+
+    A table at an odd page is the user half of a pair if it has none but the entries of `user_half`.
+    Anything else stands for itself: that of a kernel that makes no pairs (seen in 7.2), or one of nobody's
+    that was put behind somebody's.
+    """
+    for cpu in cpus:
+        spaces = [space for space in address_spaces(kernel.memory, cpu) if space.levels == kernel.levels]
+        if spaces:
+            isolated = len(spaces) > 1 and user_half is not None and _is_half(kernel, spaces[0], user_half)
+            yield Root(spaces[-1 if isolated else 0].root, f"cpu {cpu.index}")
+
+
+def switching_cpus(program: KernelProgram, kernel: AddressSpace, cpus: Sequence[CpuState]) -> frozenset[int]:
+    """Return which vCPUs are just loading other tables, by the kernel's code that they run.
+
+    Then neither the kernel nor a process has what CR3 names: on the way in, it is of a process that may have
+    exited; on the way out, what the CPU says that it has loaded is not written yet.
+    """
+    return frozenset(
+        cpu.index
+        for cpu in cpus
+        if program.describe(cpu.instruction_pointer).partition("+")[0] in _SWITCHES
+        and leads_to(
+            kernel,
+            cpu.page_table,
+            cpu.instruction_pointer,
+            program.location.physical(cpu.instruction_pointer),
+        )
+    )
+
+
+def leads_to(kernel: AddressSpace, table: int, address: int, physical: int) -> bool:
+    """Tell whether a page table, of whomever, maps an address as executable at this physical one.
+
+    What a vCPU runs, its instruction pointer alone does not tell: tables of its own may map other code there.
+    """
+    try:
+        page = AddressSpace(kernel.memory, table, kernel.levels).translate(address)
+    except AffiantError:
+        return False
+    return page.physical == physical and page.executable
+
+
+def _is_half(kernel: AddressSpace, space: AddressSpace, user_half: Root) -> bool:
+    entries, readable = _top(kernel, [user_half, Root(space.root, "")])
+    there = (entries[1] & np.uint64(1)) != 0
+    return bool(readable.all() and (entries[0] == entries[1])[there].all())
+
+
+def kernel_halves(
+    kernel: AddressSpace,
+    leaves: Leaves,
+    roots: Sequence[Root],
+    *,
+    own: Root | None = None,
+    maximum_tables: int = 1 << 14,
+) -> tuple[list[KernelHalf], int]:
+    """Compare the kernel half of each root with the kernel's own; `leaves` are those of the kernel half.
+
+    `own`: with that of this root, in place of the kernel's; then `leaves` are those of this root.
+
+    Returns the roots that differ in an entry that they have, and how many tables could not be read.
+    Entries that a root lacks are no difference: the kernel fills them in when they are needed.
+    What differs in all of them is walked up to `maximum_tables` tables; whose turn comes then is `endless`.
+    """
+    if not roots:
+        return [], 0
+    shared = _top(kernel, [own or Root(kernel.root, "kernel")])[0][0]
+    tops, readable = _top(kernel, roots)
+    differs = (tops != shared) & ((tops & np.uint64(1)) != 0)
+    halves: list[KernelHalf] = []
+    for row in np.flatnonzero(differs.any(axis=1)).tolist():
+        half = _compare(kernel, leaves, roots[row], np.flatnonzero(differs[row]), maximum_tables)
+        maximum_tables = 0 if half.endless else maximum_tables - half.leaves.tables
+        halves.append(half)
+    return halves, int(np.count_nonzero(~readable))
+
+
+def _top(kernel: AddressSpace, roots: Sequence[Root]) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
+    frames = np.array([root.physical // PAGE_SIZE for root in roots], dtype=np.uint64)
+    rows, readable = kernel.memory.tables(frames)
+    return rows[:, _HALF:] & ~_ACCESSED_DIRTY, readable
+
+
+def _compare(
+    kernel: AddressSpace, leaves: Leaves, root: Root, slots: NDArray[np.int64], maximum_tables: int
+) -> KernelHalf:
+    space = AddressSpace(kernel.memory, root.physical, kernel.levels)
+    shift = 12 + 9 * (kernel.levels - 1)
+    firsts = tuple((_ALL << (shift + 9) & _ALL) | (slot + _HALF) << shift for slot in slots.tolist())
+    parts: list[Leaves] = []
+    for first in firsts:
+        left = maximum_tables - sum(part.tables for part in parts)
+        try:
+            parts.append(space.leaves(first, first + (1 << shift) - 1, maximum_tables=left))
+        except MalformedError:
+            return KernelHalf(root, firsts, leaves.select(np.zeros(len(leaves), bool)), 0, endless=True)
+    found = _joined(parts)
+    return KernelHalf(
+        root,
+        firsts,
+        found.select(~_same(found, leaves)),
+        sum(part.unreadable_tables for part in parts),
+    )
+
+
+def _joined(parts: list[Leaves]) -> Leaves:
+    if not parts:
+        raise MalformedError("no part of the page tables differs")
+    return Leaves(
+        address=np.concatenate([part.address for part in parts]),
+        physical=np.concatenate([part.physical for part in parts]),
+        size=np.concatenate([part.size for part in parts]),
+        writable=np.concatenate([part.writable for part in parts]),
+        executable=np.concatenate([part.executable for part in parts]),
+        user=np.concatenate([part.user for part in parts]),
+        tables=sum(part.tables for part in parts),
+        unreadable_tables=sum(part.unreadable_tables for part in parts),
+    )
+
+
+def _same(found: Leaves, leaves: Leaves) -> NDArray[np.bool_]:
+    """Tell for each leaf whether the kernel's own tables map all of it to the same place, with equal rights.
+
+    Sizes of pages play no part: the kernel maps some pages one by one that are within a large one elsewhere.
+    """
+    if not len(leaves):
+        return np.zeros(len(found), dtype=bool)
+    one = np.uint64(1)
+    last = leaves.address + (leaves.size - one)
+    starts = np.ones(len(leaves), dtype=bool)
+    starts[1:] = leaves.address[1:] - last[:-1] != one
+    starts[1:] |= np.diff(leaves.physical - leaves.address) != 0
+    for name in _RIGHTS:
+        starts[1:] |= np.diff(getattr(leaves, name))
+    first = np.flatnonzero(starts)
+    end = last[np.append(first[1:] - 1, len(leaves) - 1)]
+    run = np.maximum(np.searchsorted(leaves.address[first], found.address, side="right") - 1, 0)
+    first = first[run]
+    same: NDArray[np.bool_] = found.address >= leaves.address[first]
+    same &= found.address + (found.size - one) <= end[run]
+    same &= found.physical - found.address == leaves.physical[first] - leaves.address[first]
+    for name in _RIGHTS:
+        same &= getattr(found, name) == getattr(leaves, name)[first]
+    return same
+
+
+def _name(program: KernelProgram, task: int) -> str:
+    try:
+        pid = int.from_bytes(program.read(task + program.offset(_TASK, "pid"), 4), "little")
+        comm = program.read(task + program.offset(_TASK, "comm"), 16).split(b"\0")[0]
+    except AffiantError:
+        return f"{task:#x}"
+    return f"{pid} ({comm.decode('utf-8', 'backslashreplace')})"

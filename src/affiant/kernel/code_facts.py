@@ -1,0 +1,127 @@
+"""The facts on the kernel image's own code and read-only data, as assertion scripts read them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Final
+
+import numpy as np
+
+from affiant.kernel.code_changes import is_changing_code
+from affiant.kernel.executable_pages import named_owners
+from affiant.kernel.fact_values import Fact, KernelCode
+from affiant.kernel.guest import Guest
+from affiant.kernel.modules import listed_modules, module_owners
+from affiant.kernel.page_rights import is_booting
+from affiant.kernel.paging import AddressSpace
+from affiant.kernel.text import MOST_DIFFERENCES, CodeRegion, RegionComparison, compare_region
+from affiant.model.errors import AffiantError, UnavailableError
+
+__all__ = ["COMPARISON_FIELDS", "kernel_text"]
+
+COMPARISON_FIELDS: Final = {
+    "compared_bytes": "bytes compared with the reference, over all mappings",
+    "differing_bytes": "bytes that differ, explained or not",
+    "unread_bytes": "bytes that no RAM answered to",
+    "writable_bytes": "bytes that the kernel's page tables make writable",
+    "mappings": "distinct mappings of the region that vCPUs run with",
+    "regions": "name and bytes of each section compared",
+    "by_class": "differing bytes inside patch sites, by class of site",
+    "unchecked_classes": "classes whose sites were accepted without a look at their content",
+    "sites": "patch sites whose content was judged, by class",
+    "unjudged": "rules for patch sites that could not be asked, and why",
+    "hooks": "what the kernel was told to call: via, symbol, handler, owner, count",
+    "hooks_left_out": "entries beyond the first 256",
+    "settling": "patch sites in a state that lasts moments only, in the form of unexplained",
+    "settling_left_out": "entries beyond the first 256",
+    "unexplained": "bytes that no patch site explains, and sites that hold what they must not: address, "
+    "symbol, expected, found, length; at sites also site, reason, allowed, owner of what it leads to",
+    "unexplained_bytes": "their sum, including those left out",
+    "unexplained_left_out": "runs beyond the first 256",
+    "displaced": "runs mapped to other physical pages than the kernel image: address, physical, pages",
+    "displaced_left_out": "runs beyond the first 256",
+}
+
+
+def kernel_text(guest: Guest, now: float) -> Fact:
+    """Read the fact `kernel_text`: all mappings of the text, and what each patch site holds."""
+    content = guest.text_content
+    compare = partial(compare_region, guest.memory, guest.kernel_space, guest.location, guest.text, content)
+    seen = compare()
+    if (seen.unexplained or seen.passing) and not guest.paused:
+        # Code is changed in steps; a copy made in the middle of one shows what never stood there.
+        seen = compare()
+    if seen.unexplained and is_booting(guest, now):
+        # Alternatives are patched while the kernel boots, one after the other: believed for two minutes,
+        # and never as health.
+        raise UnavailableError("the kernel still boots, and patches its code meanwhile")
+    half_done = {(run.site, run.address) for run in seen.passing}
+    # One change waits for the other: in a guest that is short of processor time, for many seconds.
+    excused = bool(half_done) and is_changing_code(guest.program)
+    lasting = guest.patience.settled("sites", half_done, now, excused=excused)
+    stuck = tuple(run for run in seen.passing if (run.site, run.address) in lasting)
+    seen = replace(
+        seen,
+        unexplained=(seen.unexplained + stuck)[:MOST_DIFFERENCES],
+        unexplained_bytes=seen.unexplained_bytes + sum(run.length for run in stuck),
+        left_out=seen.left_out + max(0, len(seen.unexplained) + len(stuck) - MOST_DIFFERENCES),
+        passing=tuple(run for run in seen.passing if run not in stuck),
+    )
+    # Any other mapping of the text must hold, byte for byte, what was found legal in the kernel's own.
+    others = guest.other_spaces()
+    legal = (
+        [replace(guest.text, expected=content.accepted, kinds=np.zeros_like(guest.text.kinds))]
+        if others
+        else []
+    )
+    return _told(guest, [seen], legal, others)
+
+
+def _told(
+    guest: Guest,
+    comparisons: list[RegionComparison],
+    regions: Iterable[CodeRegion],
+    others: Sequence[AddressSpace],
+    *,
+    named: Iterable[CodeRegion] = (),
+) -> KernelCode:
+    """Tell of comparisons; what lies in one of the regions `named` is told by that name."""
+    for region in regions:
+        for space in others:
+            comparison = compare_region(guest.memory, space, guest.location, region)
+            # What such a space does not map, no vCPU executes through it: that is no gap in the look.
+            comparisons.append(replace(comparison, unread=0))
+    if not any(comparison.compared for comparison in comparisons):
+        raise UnavailableError("none of the kernel's memory could be read")
+    runs = [run for seen in comparisons for run in (*seen.unexplained, *seen.passing)]
+    hooks = [hook for seen in comparisons for hook in seen.hooks]
+    addresses = {run.address for run in runs} | {
+        place for hook in hooks for place in (hook.address, hook.handler)
+    }
+    symbols = {address: guest.program.describe(address) for address in addresses}
+    for region in named:
+        inside = (address for address in addresses if region.start <= address < region.end)
+        symbols |= {address: f"{region.name}+{address - region.start:#x}" for address in inside}
+    culprits = {run.culprit for run in runs if run.culprit} | {
+        hook.handler for hook in hooks if not symbols[hook.handler]
+    }
+    return KernelCode(tuple(comparisons), symbols, 1 + len(others), _owners(guest, culprits))
+
+
+def _owners(guest: Guest, addresses: set[int]) -> dict[int, str]:
+    """Return who owns addresses outside of the kernel image, as far as the kernel's lists tell."""
+    if not addresses:
+        return {}
+    spans: list[tuple[int, int, str]] = []
+    try:
+        owners = module_owners(guest.program, listed_modules(guest.program))
+        owners += named_owners(guest.program)
+        spans += [(owned.start, owned.end, f"{owned.kind} {owned.owner}") for owned in owners]
+    except AffiantError:
+        pass  # nobody's, then: whoever is to blame is told by address
+    return {
+        address: next((name for start, end, name in spans if start <= address < end), hex(address))
+        for address in addresses
+    }

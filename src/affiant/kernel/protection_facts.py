@@ -1,0 +1,107 @@
+"""The facts `page_rights`, `cpu_state` and `module_code`, as assertion scripts read them.
+
+Keys that scripts rely on are documented with the facts' definitions. Lists hold at most 256 entries.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from affiant.kernel.guest import Guest
+from affiant.kernel.page_rights import PageRights, read_page_rights
+
+__all__ = [
+    "CPU_STATE_FIELDS",
+    "MODULE_CODE_FIELDS",
+    "PAGE_RIGHTS_FIELDS",
+    "PageRightsFact",
+    "page_rights",
+]
+
+Json = Any  # what json.dumps accepts; scripts check the shape themselves
+_LONGEST_LIST = 256
+
+PAGE_RIGHTS_FIELDS = {
+    "booting": "whether the kernel says that it still boots, and has not protected its pages yet",
+    "roots": "page tables looked at: kernel, cpus, tasks, efi; user halves, where tables come in pairs",
+    "cpu_tables": "whose tables each vCPU is on: kernel, efi, a task, last on a CPU, text poking, "
+    "switching (it is just loading others), or empty",
+    "tasks": "tasks on the list; of more than 512 tables that they have, as many by lot are compared, and "
+    "those that vCPUs are on",
+    "tables": "page tables read",
+    "leaves": "pages of any size that they map",
+    "unread_tables": "tables that lie outside RAM: what they map is not known",
+    "executable_pages": "executable 4 KiB pages by place: kernel text, module area, real mode, vsyscall",
+    "protected_pages": "4 KiB of RAM that hold code or read-only data, which nothing may map writable",
+    "findings": "what, address, pages, physical, root, meaning of each run of pages with wrong rights; "
+    "'kept for the firmware' (one entry) is what the kernel itself leaves in the tables of EFI services",
+    "findings_by_kind": "how many there are of each kind",
+    "findings_left_out": "findings beyond the first 256",
+}
+
+CPU_STATE_FIELDS = {
+    "booting": "whether the kernel says that it still boots",
+    "count": "vCPUs",
+    "running": "vCPUs in 64-bit mode; the others run no kernel code",
+    "starting": "vCPUs that are being brought up, by what their registers tell: not compared",
+    "checked": "what was compared: control (vCPUs), breakpoints (registers), interrupts (gates), "
+    "segments (descriptors)",
+    "unread": "topic and reason of what could not be compared",
+    "required_cr4": "bits of CR4 that some vCPU has been seen with",
+    "deviations": "cpu, topic, subject, expected, found of each thing that is not as it was built",
+    "deviations_left_out": "deviations beyond the first 256",
+}
+
+MODULE_CODE_FIELDS = {
+    "references": "modules that the reference image names",
+    "compared_bytes": "bytes of code and read-only data compared, over all modules",
+    "modules": "name, verdict (as packaged, changed, unknown, in transition, unread), base, compared_bytes, "
+    "by_class (changed bytes by the patch sites that explain them), hooks, digest of an unknown module's "
+    "code, reason, taints, sig_ok of each listed module",
+    "modules_left_out": "modules beyond the first 8192",
+    "differences": "module, address, length, expected, found, site and reason at patch sites, instructions",
+    "differences_left_out": "differences beyond the first 256",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PageRightsFact:
+    """Rights of all pages of the kernel half."""
+
+    view: PageRights
+
+    def to_json(self) -> dict[str, Json]:
+        """Return the fact `page_rights`."""
+        view = self.view
+        found = [
+            {
+                "what": finding.what,
+                "address": hex(finding.address),
+                "pages": finding.pages,
+                "physical": hex(finding.physical),
+                "root": finding.root,
+                "meaning": finding.meaning,
+            }
+            for finding in view.findings
+        ]
+        return {
+            "booting": view.booting,
+            "roots": dict(view.roots),
+            "cpu_tables": dict(view.cpu_tables),
+            "tasks": view.tasks,
+            "tables": view.tables,
+            "leaves": view.leaves,
+            "unread_tables": view.unread_tables,
+            "executable_pages": dict(view.executable_pages),
+            "protected_pages": view.protected_pages,
+            "findings": found[:_LONGEST_LIST],
+            "findings_by_kind": dict(Counter(finding.what for finding in view.findings)),
+            "findings_left_out": view.left_out + max(0, len(found) - _LONGEST_LIST),
+        }
+
+
+def page_rights(guest: Guest, now: float) -> PageRightsFact:
+    """Read the fact `page_rights`."""
+    return PageRightsFact(read_page_rights(guest, now=now))
