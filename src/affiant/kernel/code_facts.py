@@ -19,7 +19,7 @@ from affiant.kernel.paging import AddressSpace
 from affiant.kernel.text import MOST_DIFFERENCES, CodeRegion, RegionComparison, compare_region
 from affiant.model.errors import AffiantError, UnavailableError
 
-__all__ = ["COMPARISON_FIELDS", "kernel_text"]
+__all__ = ["COMPARISON_FIELDS", "kernel_rodata", "kernel_text"]
 
 COMPARISON_FIELDS: Final = {
     "compared_bytes": "bytes compared with the reference, over all mappings",
@@ -77,6 +77,41 @@ def kernel_text(guest: Guest, now: float) -> Fact:
         else []
     )
     return _told(guest, [seen], legal, others)
+
+
+def kernel_rodata(guest: Guest, now: float) -> Fact:
+    """Read the fact `kernel_rodata`: read-only data, pointers set while booting, and the vDSO's code."""
+    if not guest.rodata:
+        raise UnavailableError("the reference does not tell where read-only data lies")
+    own = [
+        compare_region(guest.memory, guest.kernel_space, guest.location, region) for region in guest.rodata
+    ]
+    pointers = guest.init_pointers.compare()
+    if pointers is not None and any(region.compared for region in own):
+        own.append(pointers)
+    own += _vdso(guest, now)
+    legal = [replace(image.region, expected=image.content.accepted) for image in guest.vdso]
+    images = [image.region for image in guest.vdso]
+    return _told(guest, own, [*guest.rodata, *legal], guest.other_spaces(), named=images)
+
+
+def _vdso(guest: Guest, now: float) -> list[RegionComparison]:
+    """Compare the code that the kernel lends to processes."""
+
+    def compare() -> list[RegionComparison]:
+        return [
+            compare_region(guest.memory, guest.kernel_space, guest.location, image.region, image.content)
+            for image in guest.vdso
+        ]
+
+    seen = compare()
+    if any(region.unexplained for region in seen):
+        # The kernel's text tells what the processor can do, and was perhaps looked at before it was patched.
+        guest.text_content.refresh()
+        seen = compare()
+        if any(region.unexplained for region in seen) and is_booting(guest, now):
+            raise UnavailableError("the kernel still boots, and patches its code meanwhile")
+    return seen
 
 
 def _told(

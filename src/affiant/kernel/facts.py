@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from affiant.kernel.code_facts import COMPARISON_FIELDS, kernel_text
+from affiant.kernel.code_facts import COMPARISON_FIELDS, kernel_rodata, kernel_text
 from affiant.kernel.fact_values import (
     MOST_INVENTORY,
     CpuRegisters,
@@ -126,6 +126,13 @@ FACTS: Final[Mapping[str, FactDefinition]] = {
             "The kernel's text against the reference, byte for byte, through the mappings vCPUs use.",
             COMPARISON_FIELDS,
             kernel_text,
+        ),
+        FactDefinition(
+            "kernel_rodata",
+            1,
+            "The kernel's read-only data against the reference; of __ro_after_init, functions and vDSO.",
+            COMPARISON_FIELDS,
+            kernel_rodata,
         ),
         FactDefinition(
             "modules",

@@ -11,16 +11,19 @@ from weakref import ref
 from affiant.kernel.cpu import CpuState
 from affiant.kernel.event_log import EventLogCandidate, kernel_event_log, scan_for_event_logs
 from affiant.kernel.grace_periods import grace_periods
+from affiant.kernel.init_pointers import InitPointers
 from affiant.kernel.memory import GuestMemory, MemoryFault
 from affiant.kernel.paging import AddressSpace
 from affiant.kernel.patience import Patience
 from affiant.kernel.program import KernelProgram
 from affiant.kernel.saved_cpu import SavedCpus
 from affiant.kernel.site_content.content import SiteContent
+from affiant.kernel.site_content.function_types import FunctionTypes
 from affiant.kernel.site_content.image import KernelImage
 from affiant.kernel.site_content.outside import Outside
 from affiant.kernel.slide import KERNEL_MAP, KernelLocation, address_spaces, locate_kernel, still_there
 from affiant.kernel.text import CodeRegion, rodata_regions, text_region
+from affiant.kernel.vdso import VdsoImage, vdso_images
 from affiant.model.errors import AffiantError
 
 if TYPE_CHECKING:
@@ -42,6 +45,15 @@ class _Prepared:
     @cached_property
     def text(self) -> CodeRegion:
         return text_region(self.reference, self.location.slide)
+
+    @cached_property
+    def init_pointers(self) -> InitPointers:
+        image = KernelImage(self.memory, self.program.space, self.program, self.text)
+        return InitPointers(image, FunctionTypes(image), [own.region for own in self.vdso])
+
+    @cached_property
+    def vdso(self) -> tuple[VdsoImage, ...]:
+        return vdso_images(self.memory, self.program.space, self.program, self.text_content.voters)
 
     @cached_property
     def text_content(self) -> SiteContent:
@@ -149,6 +161,16 @@ class Guest:
     def outside(self) -> Outside:
         """Who vouches for code outside of the kernel image."""
         return _Outside(self._prepared)
+
+    @property
+    def init_pointers(self) -> InitPointers:
+        """The kernel's pointers to functions that boot may choose."""
+        return self._prepared.init_pointers
+
+    @property
+    def vdso(self) -> tuple[VdsoImage, ...]:
+        """The code that the kernel lends to processes."""
+        return self._prepared.vdso
 
     @property
     def rodata(self) -> tuple[CodeRegion, ...]:

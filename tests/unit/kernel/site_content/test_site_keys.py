@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from affiant.kernel.facts import collect
@@ -18,6 +20,7 @@ from tests.unit.kernel.site_content.site_looks import (
 from tests.unit.kernel.site_world import (
     CALL_KEY,
     CALLEE,
+    INIT_POINTER,
     KEY_NEAR,
     OTHER,
     PLACES,
@@ -26,6 +29,7 @@ from tests.unit.kernel.site_world import (
     SiteWorld,
     near,
 )
+from tests.unit.kernel.synthetic_guest import MODULE_AREA
 
 
 def test_a_label_follows_its_key(world: SiteWorld) -> None:
@@ -137,3 +141,32 @@ def test_keys_that_cannot_be_read_leave_their_sites_unjudged(world: SiteWorld) -
     assert {text.partition(":")[0] for text in seen.unjudged} >= {"jump_label", "static_call"}
     fact = collect(world.seen, ["kernel_text"])["kernel_text"].to_json()
     assert fact["unjudged"]
+
+
+def rodata(world: SiteWorld) -> dict[str, Any]:
+    return collect(world.seen, ["kernel_rodata"])["kernel_rodata"].to_json()
+
+
+def test_a_pointer_that_boot_sets_may_choose_another_function(world: SiteWorld) -> None:
+    assert {"name": "__ro_after_init pointers", "bytes": 8} in rodata(world)["regions"]
+    for target in (OTHER + SLIDE, 0):
+        world.write(INIT_POINTER, target.to_bytes(8, "little"))
+        assert rodata(world)["unexplained"] == []
+
+
+@pytest.mark.parametrize("target", [OTHER + SLIDE + 1, FOREIGN, 0x1234, MODULE_AREA + 0x40])
+def test_a_pointer_that_boot_sets_to_anything_else_is_found(world: SiteWorld, target: int) -> None:
+    world.write(INIT_POINTER, target.to_bytes(8, "little"))
+    (found,) = rodata(world)["unexplained"]
+    assert (found["site"], found["address"]) == ("pointer", hex(INIT_POINTER + SLIDE))
+
+
+def test_a_word_that_leads_into_a_function_is_found(world: SiteWorld) -> None:
+    world.write(INIT_POINTER + 0x40, (OTHER + SLIDE + 7).to_bytes(8, "little"))
+    assert [run["reason"] for run in rodata(world)["unexplained"]] == ["leads into a function"]
+
+
+def test_bytes_that_boot_left_alone_are_no_pointer(world: SiteWorld) -> None:
+    linked = world.reference.read(INIT_POINTER + 0x40, 8)
+    world.write(INIT_POINTER + 0x40, bytes(linked))
+    assert rodata(world)["unexplained"] == []
