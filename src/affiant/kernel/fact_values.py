@@ -17,6 +17,7 @@ from affiant.kernel.executable_pages import UnownedRange
 from affiant.kernel.memory import PAGE_SIZE
 from affiant.kernel.modules import ModuleView, Stranger
 from affiant.kernel.process_ids import ProcessId
+from affiant.kernel.syscalls import SyscallTable
 from affiant.kernel.tasks import TaskView
 from affiant.kernel.text import RegionComparison
 
@@ -27,6 +28,7 @@ __all__ = [
     "KernelCode",
     "KernelIdentity",
     "Modules",
+    "SyscallTables",
     "Tasks",
     "Unavailable",
 ]
@@ -156,6 +158,44 @@ class KernelCode:
             "handler": self.symbols.get(hook.handler, "") or hex(hook.handler),
             "owner": self.owners.get(hook.handler, "") if hook.handler else "",
             "count": hook.count,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class SyscallTables:
+    """Every system call table of this kernel."""
+
+    tables: tuple[SyscallTable, ...]
+
+    def to_json(self) -> dict[str, Json]:
+        """Return the fact `syscall_table`."""
+        return {
+            "tables": [
+                {
+                    "name": table.name,
+                    "dispatch": table.dispatch,
+                    "entries": table.entries,
+                    "unread": table.unread,
+                }
+                for table in self.tables
+            ],
+            "entries": sum(table.entries for table in self.tables),
+            **_bounded(
+                "wrong",
+                (
+                    {
+                        "table": table.name,
+                        "index": entry.index,
+                        "symbol": entry.symbol,
+                        "expected": hex(entry.expected),
+                        "found": hex(entry.found),
+                        "found_symbol": entry.found_symbol,
+                        "found_owner": "",
+                    }
+                    for table in self.tables
+                    for entry in table.wrong
+                ),
+            ),
         }
 
 

@@ -19,6 +19,7 @@ from affiant.kernel.fact_values import (
     Fact,
     KernelIdentity,
     Modules,
+    SyscallTables,
     Tasks,
     Unavailable,
 )
@@ -28,6 +29,7 @@ from affiant.kernel.protection_facts import (
     PAGE_RIGHTS_FIELDS,
     page_rights,
 )
+from affiant.kernel.syscalls import read_syscall_tables
 from affiant.kernel.tasks import read_task_view
 from affiant.model.errors import AffiantError, UnavailableError
 
@@ -82,6 +84,12 @@ def _kernel_identity(guest: Guest, _now: float) -> Fact:
     )
 
 
+def _syscall_table(guest: Guest, _now: float) -> Fact:
+    if not guest.syscall_tables:
+        raise UnavailableError("the reference has no system call table")
+    return SyscallTables(read_syscall_tables(guest.kernel_space, guest.program, guest.syscall_tables))
+
+
 def _modules(guest: Guest, now: float) -> Fact:
     view = read_modules(guest.memory, guest.kernel_space, guest.program, guest.patience, now=now)
     if len(view.listed) > MOST_INVENTORY:
@@ -133,6 +141,18 @@ FACTS: Final[Mapping[str, FactDefinition]] = {
             "The kernel's read-only data against the reference; of __ro_after_init, functions and vDSO.",
             COMPARISON_FIELDS,
             kernel_rodata,
+        ),
+        FactDefinition(
+            "syscall_table",
+            1,
+            "Each system call table against the reference, entry by entry.",
+            {
+                "tables": "name, dispatch (table, or switch where text decides), entries, unread",
+                "entries": "entries compared in all tables",
+                "wrong": "table, index, symbol, expected, found, found_symbol of each entry that differs",
+                "wrong_left_out": "entries beyond the first 256",
+            },
+            _syscall_table,
         ),
         FactDefinition(
             "modules",

@@ -22,6 +22,7 @@ from affiant.kernel.site_content.function_types import FunctionTypes
 from affiant.kernel.site_content.image import KernelImage
 from affiant.kernel.site_content.outside import Outside
 from affiant.kernel.slide import KERNEL_MAP, KernelLocation, address_spaces, locate_kernel, still_there
+from affiant.kernel.syscalls import ExpectedTable, expected_tables
 from affiant.kernel.text import CodeRegion, rodata_regions, text_region
 from affiant.kernel.vdso import VdsoImage, vdso_images
 from affiant.model.errors import AffiantError
@@ -63,6 +64,10 @@ class _Prepared:
     @cached_property
     def rodata(self) -> tuple[CodeRegion, ...]:
         return rodata_regions(self.reference, self.location.slide)
+
+    @cached_property
+    def syscall_tables(self) -> tuple[ExpectedTable, ...]:
+        return expected_tables(self.program)
 
 
 class _Outside:
@@ -176,6 +181,11 @@ class Guest:
     def rodata(self) -> tuple[CodeRegion, ...]:
         """The kernel's read-only data as it must stand."""
         return self._prepared.rodata
+
+    @property
+    def syscall_tables(self) -> tuple[ExpectedTable, ...]:
+        """The system call tables as they must stand."""
+        return self._prepared.syscall_tables
 
     @property
     def kernel_space(self) -> AddressSpace:

@@ -6,12 +6,13 @@ import json
 import random
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from affiant.kernel.facts import FACTS, Unavailable, collect
 from affiant.model.errors import UnavailableError
-from tests.unit.kernel.synthetic_guest import RAM_SIZE, SYMBOLS, SyntheticGuest
+from tests.unit.kernel.synthetic_guest import PROCESS_ROOT, RAM_SIZE, SYMBOLS, SyntheticGuest
 
 
 def walk(value: Any) -> Any:
@@ -62,6 +63,19 @@ def test_long_lists_are_cut_and_counted() -> None:
 
 def test_time_is_the_monotonic_clock_unless_said() -> None:
     assert "unavailable" not in collect(SyntheticGuest().open(), ["modules"])["modules"].to_json()
+
+
+@pytest.mark.parametrize("name", ["kernel_text", "kernel_rodata", "syscall_table", "modules", "tasks"])
+def test_a_guest_whose_tables_are_gone_has_no_facts_rather_than_healthy_ones(name: str) -> None:
+    guest = SyntheticGuest()
+    seen = guest.open()
+    for root in (guest.root, PROCESS_ROOT):
+        guest.poke(root, bytes(4096))
+    document = collect(seen, [name], now=0)[name].to_json()
+    if name == "syscall_table":
+        assert (document["tables"][0]["entries"], document["tables"][0]["unread"]) == (0, 6)
+    else:
+        assert list(document) == ["unavailable"]
 
 
 @settings(max_examples=40, deadline=None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import pytest
 
 from affiant.kernel.code_difference import Difference
@@ -14,9 +16,11 @@ from tests.unit.kernel.synthetic_guest import (
     KERNEL_PHYSICAL,
     LINK,
     PROCESS_ROOT,
+    RODATA,
     SITES,
     SLIDE,
     SYMBOLS,
+    SYSCALL_TABLE,
     TEXT_SIZE,
     SyntheticGuest,
 )
@@ -149,3 +153,36 @@ def test_read_only_data_is_compared_but_for_what_boot_fills() -> None:
     guest.poke(guest.physical(SYMBOLS["__end_ro_after_init"]), b"\x00\x01\x02")
     found = compare_region(seen.memory, seen.kernel_space, seen.location, region)
     assert [run.address for run in found.unexplained] == [guest.running("__end_ro_after_init")]
+
+
+def test_a_flipped_system_call_is_named() -> None:
+    guest = SyntheticGuest()
+    seen = guest.open()
+    assert collect(seen, ["syscall_table"])["syscall_table"].to_json()["wrong"] == []
+    guest.word(guest.physical(SYSCALL_TABLE) + 8 * 4, guest.running("victim"))
+    guest.word(guest.physical(SYSCALL_TABLE) + 8 * 5, 0xFFFF_C900_0000_1000)
+    fact = collect(seen, ["syscall_table"])["syscall_table"].to_json()
+    assert fact["entries"] == 6
+    assert [(e["index"], e["symbol"], e["found_symbol"]) for e in fact["wrong"]] == [
+        (4, "__x64_sys_execve", "victim+0x0"),
+        (5, "__x64_sys_exit", ""),
+    ]
+    assert fact["wrong"][0]["expected"] == hex(guest.running("__x64_sys_execve"))
+    rodata = collect(seen, ["kernel_rodata"])["kernel_rodata"].to_json()
+    assert rodata["unexplained"][0]["symbol"].startswith("sys_call_table+")
+
+
+def test_an_unreadable_system_call_table_is_unread_not_right() -> None:
+    guest = SyntheticGuest()
+    seen = guest.open()
+    place = guest.root
+    for level in range(5, 2, -1):
+        entry = place + 8 * (RODATA + SLIDE >> 12 + 9 * (level - 1) & 511)
+        (place,) = struct.unpack_from("<Q", guest.ram, entry)
+        place &= 0x000F_FFFF_FFFF_F000
+    guest.word(place + 8 * (RODATA + SLIDE >> 21 & 511), 0)
+    fact = collect(seen, ["syscall_table", "kernel_rodata"])
+    assert fact["syscall_table"].to_json()["tables"] == [
+        {"name": "sys_call_table", "dispatch": "table", "entries": 0, "unread": 6}
+    ]
+    assert "unavailable" in fact["kernel_rodata"].to_json()
