@@ -26,7 +26,9 @@ from affiant.kernel.fact_values import (
 from affiant.kernel.guest import Guest
 from affiant.kernel.modules import read_modules
 from affiant.kernel.protection_facts import (
+    MODULE_CODE_FIELDS,
     PAGE_RIGHTS_FIELDS,
+    module_code,
     page_rights,
 )
 from affiant.kernel.syscalls import read_syscall_tables
@@ -206,6 +208,13 @@ FACTS: Final[Mapping[str, FactDefinition]] = {
             "What the page tables allow in the kernel half: writable code, aliases, tables of their own.",
             PAGE_RIGHTS_FIELDS,
             page_rights,
+        ),
+        FactDefinition(
+            "module_code",
+            1,
+            "Code and read-only data of each loaded module against the file in the distribution's package.",
+            MODULE_CODE_FIELDS,
+            module_code,
         ),
     )
 }

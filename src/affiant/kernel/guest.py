@@ -13,6 +13,7 @@ from affiant.kernel.event_log import EventLogCandidate, kernel_event_log, scan_f
 from affiant.kernel.grace_periods import grace_periods
 from affiant.kernel.init_pointers import InitPointers
 from affiant.kernel.memory import GuestMemory, MemoryFault
+from affiant.kernel.module_code.judge import ModuleJudge
 from affiant.kernel.paging import AddressSpace
 from affiant.kernel.patience import Patience
 from affiant.kernel.program import KernelProgram
@@ -42,6 +43,7 @@ class _Prepared:
         self.location = location
         self.program = program = KernelProgram(memory, reference, location)
         self.patience = Patience(lambda: grace_periods(program))
+        self.module_judge: ModuleJudge | None = None
 
     @cached_property
     def text(self) -> CodeRegion:
@@ -80,10 +82,20 @@ class _Outside:
         self._prepared = ref(prepared)
 
     def is_function(self, address: int) -> bool:
-        return False  # nobody can tell yet
+        guest = self._guest()
+        try:
+            return guest.module_judge.vouches(guest, address)
+        except AffiantError:
+            return False  # nobody can tell
 
     def is_generated(self, address: int) -> bool:
         return False  # nobody can tell yet
+
+    def _guest(self) -> Guest:
+        prepared = self._prepared()
+        if prepared is None:
+            raise ValueError("the guest that this belongs to is gone")
+        return Guest(prepared.memory, (), prepared)
 
 
 @dataclass(frozen=True)
@@ -188,6 +200,13 @@ class Guest:
         return self._prepared.syscall_tables
 
     @property
+    def module_judge(self) -> ModuleJudge:
+        """The kernel's modules as they must stand; raises UnavailableError if the reference has no files."""
+        if self._prepared.module_judge is None:
+            self._prepared.module_judge = ModuleJudge(self)
+        return self._prepared.module_judge
+
+    @property
     def kernel_space(self) -> AddressSpace:
         """The kernel's own page tables, `init_top_pgt`."""
         return self._prepared.program.space
@@ -215,6 +234,8 @@ class Guest:
         """
         if "text_content" in vars(self._prepared):
             self.text_content.forget()
+        if self._prepared.module_judge is not None:
+            self._prepared.module_judge.forget()
 
     def event_logs(self) -> tuple[EventLogCandidate, ...]:
         """Return event log candidates, the one that the kernel points to first."""

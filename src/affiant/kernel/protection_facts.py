@@ -10,18 +10,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from affiant.kernel.guest import Guest
+from affiant.kernel.module_code.look import ModuleCodeLook, read_module_code
 from affiant.kernel.page_rights import PageRights, read_page_rights
+from affiant.kernel.site_content.instructions import disassemble
 
 __all__ = [
     "CPU_STATE_FIELDS",
     "MODULE_CODE_FIELDS",
     "PAGE_RIGHTS_FIELDS",
+    "ModuleCodeFact",
     "PageRightsFact",
+    "module_code",
     "page_rights",
 ]
 
 Json = Any  # what json.dumps accepts; scripts check the shape themselves
 _LONGEST_LIST = 256
+_LONGEST_INVENTORY = 8192
 
 PAGE_RIGHTS_FIELDS = {
     "booting": "whether the kernel says that it still boots, and has not protected its pages yet",
@@ -67,6 +72,53 @@ MODULE_CODE_FIELDS = {
 
 
 @dataclass(frozen=True, slots=True)
+class ModuleCodeFact:
+    """Each module against its packaged file."""
+
+    look: ModuleCodeLook
+
+    def to_json(self) -> dict[str, Json]:
+        """Return the fact `module_code`."""
+        modules = [
+            {
+                "name": code.name,
+                "verdict": code.verdict,
+                "base": hex(code.base),
+                "compared_bytes": code.compared,
+                "by_class": dict(code.by_class),
+                "hooks": code.hooks,
+                "digest": code.digest,
+                "reason": code.reason,
+                "taints": code.taints,
+                "sig_ok": code.signature_ok,
+            }
+            for code in self.look.modules
+        ]
+        found = [
+            {
+                "module": code.name,
+                "address": hex(run.address),
+                "length": run.length,
+                "expected": run.expected.hex(),
+                "found": run.found.hex(),
+                "site": run.site,
+                "reason": run.reason,
+                "instructions": list(disassemble(run.found, run.address, most=4)),
+            }
+            for code in self.look.modules
+            for run in code.differences
+        ]
+        return {
+            "references": self.look.references,
+            "compared_bytes": sum(code.compared for code in self.look.modules),
+            "modules": modules[:_LONGEST_INVENTORY],
+            "modules_left_out": max(0, len(modules) - _LONGEST_INVENTORY),
+            "differences": found[:_LONGEST_LIST],
+            "differences_left_out": max(0, len(found) - _LONGEST_LIST),
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class PageRightsFact:
     """Rights of all pages of the kernel half."""
 
@@ -105,3 +157,8 @@ class PageRightsFact:
 def page_rights(guest: Guest, now: float) -> PageRightsFact:
     """Read the fact `page_rights`."""
     return PageRightsFact(read_page_rights(guest, now=now))
+
+
+def module_code(guest: Guest, now: float) -> ModuleCodeFact:
+    """Read the fact `module_code`."""
+    return ModuleCodeFact(read_module_code(guest, guest.module_judge, now=now))

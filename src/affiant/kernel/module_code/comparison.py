@@ -1,0 +1,90 @@
+"""One module compared with its file, with all that is wrong with it told."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Final
+
+from affiant.kernel.code_difference import Difference
+from affiant.kernel.memory import PAGE_SIZE, MemoryFault
+from affiant.kernel.module_code.references import KnownModule
+from affiant.kernel.module_code.verdict import AS_PACKAGED, ModuleCode, told
+from affiant.kernel.module_image import LinkedModule
+from affiant.kernel.modules import Module
+from affiant.kernel.paging import AddressSpace
+from affiant.kernel.running_kernel import RunningKernel
+from affiant.kernel.text import CodeRegion, compare_region
+
+__all__ = ["compare_module", "digest_of"]
+
+_MOST_DIFFERENCES: Final = 64
+_MOST_REASONS: Final = 3
+
+
+def compare_module(kernel: RunningKernel, module: Module, known: KnownModule) -> ModuleCode:
+    """Compare a module now, and keep what is found with what is known of it.
+
+    Raises MalformedError if the page tables have no end.
+    """
+    wrong: list[Difference] = []
+    compared = unread = hooks = 0
+    unjudged: tuple[str, ...] = ()
+    by_class: Mapping[str, int] = {}
+    if known.code is not None:
+        seen = compare_region(kernel.memory, kernel.kernel_space, kernel.location, *known.code)
+        if (seen.unexplained or seen.passing) and not kernel.paused:
+            # Code is changed in steps; a copy made in the middle of one shows what never stood there.
+            seen = compare_region(kernel.memory, kernel.kernel_space, kernel.location, *known.code)
+        wrong += [run for run in (*seen.unexplained, *seen.passing) if _inside(run, known.code[0])]
+        compared, unread, by_class = seen.compared, seen.unread, dict(seen.by_class)
+        hooks = sum(hook.count for hook in seen.hooks if hook.via == "ftrace")
+        unjudged = seen.unjudged
+    if known.rodata is not None:
+        data = compare_region(kernel.memory, kernel.kernel_space, kernel.location, known.rodata)
+        wrong += data.unexplained
+        compared, unread = compared + data.compared, unread + data.unread
+    excess = _excess(module, known.linked)
+    verdict = "changed" if wrong or excess else "unread" if unread or unjudged else AS_PACKAGED
+    reasons = [f"{excess} bytes of code more than its file has"] if excess else []
+    reasons += [f"{unread} bytes could not be read"] if unread else []
+    reasons += unjudged
+    reasons += [f"nobody has the symbol {name}" for name in known.linked.unresolved]
+    known.due = False
+    known.result = replace(
+        told(module, verdict, reason="; ".join(reasons[:_MOST_REASONS])),
+        compared=compared,
+        by_class=by_class,
+        differences=tuple(wrong[:_MOST_DIFFERENCES]),
+        hooks=hooks,
+    )
+    return known.result
+
+
+def digest_of(space: AddressSpace, module: Module) -> str:
+    """Return SHA-256 of a module's code in memory, "" if a page of it is missing."""
+    digest = hashlib.sha256()
+    for start, end in module.text:
+        for page in range(start, end, PAGE_SIZE):
+            try:
+                digest.update(space.read(page, min(PAGE_SIZE, end - page)))
+            except MemoryFault:
+                return ""
+    return digest.hexdigest()
+
+
+def _excess(module: Module, linked: LinkedModule) -> int:
+    """Return how many bytes of code the guest says that the module has, beyond what its file has."""
+    whole = 0
+    for start, end in module.text:
+        areas = (linked.areas.get(name) for name in ("text", "init_text"))
+        own = next((area for area in areas if area is not None and area.start == start), None)
+        allowed = len(own.expected) if own is not None else 0
+        whole += max(0, -(-(end - start) // PAGE_SIZE) * PAGE_SIZE - allowed)
+    return whole
+
+
+def _inside(run: Difference, region: CodeRegion) -> bool:
+    """Probes of the kernel and of other modules are told where they are."""
+    return region.start <= run.address < region.end

@@ -1,0 +1,123 @@
+"""Who judges modules: all at once where nothing is odd, and each by itself where something is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Set
+from dataclasses import replace
+
+from affiant.kernel.module_code.comparison import compare_module, digest_of
+from affiant.kernel.module_code.joined import JoinedModules
+from affiant.kernel.module_code.places import ModuleKey, module_key
+from affiant.kernel.module_code.references import KnownModule, ModuleReferences
+from affiant.kernel.module_code.verdict import AS_PACKAGED, ModuleCode, told
+from affiant.kernel.module_sites import functions_of
+from affiant.kernel.modules import Module, listed_modules
+from affiant.kernel.running_kernel import RunningKernel
+from affiant.model.errors import AffiantError
+
+__all__ = ["ModuleJudge"]
+
+
+class ModuleJudge:
+    """Remembers the modules of one kernel as they were linked, and what was found legal in them."""
+
+    def __init__(self, kernel: RunningKernel) -> None:
+        """Raises UnavailableError if the reference came without module files."""
+        self._references = ModuleReferences(kernel)
+        self.known: dict[ModuleKey, KnownModule] = {}
+        """Modules as they were linked when they were met, and what was found of them."""
+        self._joined: JoinedModules | None = None
+        self._asked: set[ModuleKey] = set()
+
+    @property
+    def references(self) -> int:
+        """How many modules the reference names."""
+        return len(self._references.entries)
+
+    def whole(
+        self, kernel: RunningKernel, listed: Mapping[ModuleKey, Module], moving: Set[ModuleKey]
+    ) -> dict[ModuleKey, ModuleCode]:
+        """Return what is found now of those modules that are as packaged beyond doubt; see `JoinedModules`.
+
+        Those that are `moving` are left out. Of a module that was not compared before, or that was linked
+        with others than are there now, nothing is known beyond doubt.
+        """
+        members = {
+            key: known
+            for key in listed
+            if key not in moving
+            and (known := self.known.get(key)) is not None
+            and known.result is not None
+            and known.stands(key, listed.keys())
+        }
+        if self._joined is None or not self._joined.has_just(members):
+            self._joined = JoinedModules(self._references.image, members) if members else None
+        try:
+            found = self._joined.whole(kernel) if self._joined is not None else {}
+        except AffiantError:
+            return {}  # what is wrong is told of each module
+        return {key: _as_listed(code, listed[key]) for key, code in found.items()}
+
+    def compare(
+        self, kernel: RunningKernel, key: ModuleKey, listed: Mapping[ModuleKey, Module]
+    ) -> ModuleCode:
+        """Compare one of the listed modules with its file, and tell all that is wrong with it.
+
+        Raises nothing that the guest could cause.
+        """
+        module, known = listed[key], self.known.get(key)
+        try:
+            if known is None or not known.stands(key, listed.keys()):
+                others = {other: each for other, each in listed.items() if other != key}
+                known = self._references.link(kernel, module, others)
+                if known is None:
+                    return told(module, "unknown", digest=digest_of(kernel.kernel_space, module))
+                self.known[key] = known
+            return compare_module(kernel, module, known)
+        except AffiantError as error:
+            return told(module, "unread", reason=str(error))
+
+    def vouches(self, kernel: RunningKernel, address: int) -> bool:
+        """Tell whether a function starts at an address, of a listed module whose code is that of its package.
+
+        The module is compared now. Raises AffiantError if the list of modules cannot be followed.
+        """
+        listed = {module_key(module): module for module in listed_modules(kernel.program)}
+        key = next((key for key, module in listed.items() if _holds(module, address)), None)
+        if key is None:
+            return False
+        if key in self._asked:
+            return True  # a module that traces itself: its own verdict is on its way
+        self._asked.add(key)
+        try:
+            known = self.known.get(key)
+            whole = known is not None and known.stands(key, listed.keys()) and self._holds(kernel, known)
+            if not whole and self.compare(kernel, key, listed).verdict != AS_PACKAGED:
+                return False
+        finally:
+            self._asked.discard(key)
+        return address in functions_of(self.known[key].linked)
+
+    def forget(self) -> None:
+        """Have every module be compared with its file anew: nothing that was found of them counts."""
+        for known in self.known.values():
+            known.forget()
+
+    def forget_others(self, keys: Set[ModuleKey]) -> None:
+        """Drop what belongs to modules that are gone."""
+        for key in self.known.keys() - keys:
+            del self.known[key]
+
+    def _holds(self, kernel: RunningKernel, known: KnownModule) -> bool:
+        return self._joined is not None and self._joined.holds(kernel, known)
+
+
+def _as_listed(code: ModuleCode, module: Module) -> ModuleCode:
+    """Return what was found with the marks that the kernel has on the module now."""
+    if (code.taints, code.signature_ok) == (module.taints, module.signature_ok):
+        return code
+    return replace(code, taints=module.taints, signature_ok=module.signature_ok)
+
+
+def _holds(module: Module, address: int) -> bool:
+    return any(start <= address < end for start, end in module.text)

@@ -1,0 +1,81 @@
+"""Every listed module at one moment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from affiant.kernel.module_code.judge import ModuleJudge
+from affiant.kernel.module_code.places import ModuleKey, module_key
+from affiant.kernel.module_code.verdict import ModuleCode, told
+from affiant.kernel.modules import Module, listed_modules
+from affiant.kernel.running_kernel import RunningKernel
+
+__all__ = ["ModuleCodeLook", "read_module_code"]
+
+_TORN: Final = ("changed", "unread")
+"""Verdicts that a module gets, too, whose memory changed hands while it was read."""
+
+_SUSPECT: Final = (*_TORN, "unknown")
+"""Verdicts that a module gets that has left: its very name may be another's by then."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleCodeLook:
+    """All modules of one moment, by name; `references` counts those that the reference names."""
+
+    modules: tuple[ModuleCode, ...]
+    references: int
+
+
+def read_module_code(kernel: RunningKernel, judge: ModuleJudge, *, now: float) -> ModuleCodeLook:
+    """Compare every listed module. Raises MalformedError or MemoryFault if the list cannot be followed."""
+    listed = _listed(kernel)
+    moving = {key for key, module in listed.items() if module.state != "live"}
+    lasting = kernel.patience.settled("modules in transition", moving, now)
+    moving -= lasting
+    whole = judge.whole(kernel, listed, moving)
+    found: dict[ModuleKey, ModuleCode] = {}
+    for key, module in listed.items():
+        if key in moving:
+            found[key] = told(module, "in transition", reason=f"it is {module.state}")
+        else:
+            found[key] = whole.get(key) or judge.compare(kernel, key, listed)
+    if not kernel.paused:
+        _look_again(kernel, judge, listed, found, now)
+    judge.forget_others(listed.keys())
+    return ModuleCodeLook(tuple(sorted(found.values(), key=lambda code: code.name)), judge.references)
+
+
+def _listed(kernel: RunningKernel) -> dict[ModuleKey, Module]:
+    return {module_key(module): module for module in listed_modules(kernel.program)}
+
+
+def _look_again(
+    kernel: RunningKernel,
+    judge: ModuleJudge,
+    listed: Mapping[ModuleKey, Module],
+    found: dict[ModuleKey, ModuleCode],
+    now: float,
+) -> None:
+    """Look once more at modules that seem not to be as packaged, before that is told of them.
+
+    Memory is freed under the eyes of whoever reads it. A module may have left while it was compared, and it
+    may have come again, at the same place. Whether it has left is the guest's word: it is taken for some
+    seconds, as that of a module that is being loaded is.
+    """
+    suspects = [key for key, code in found.items() if code.verdict in _SUSPECT]
+    gone: set[ModuleKey] = set()
+    if suspects:
+        again = _listed(kernel)
+        for key in suspects:
+            if key in again and found[key].verdict in _TORN:
+                found[key] = judge.compare(kernel, key, again)
+        left = {key for key in suspects if found[key].verdict in _SUSPECT}
+        gone = left - again.keys()
+        if left - gone:
+            gone |= left - _listed(kernel).keys()
+    lasting = kernel.patience.settled("modules that leave while they are compared", gone, now)
+    for key in gone - lasting:
+        found[key] = told(listed[key], "in transition", reason="it was unloaded meanwhile")

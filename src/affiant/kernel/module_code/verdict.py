@@ -1,0 +1,51 @@
+"""What is told of a module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from affiant.kernel.code_difference import Difference
+from affiant.kernel.modules import Module
+
+__all__ = ["AS_PACKAGED", "ModuleCode", "told"]
+
+AS_PACKAGED = "as packaged"
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleCode:
+    """One module: `verdict` is `as packaged`, `changed`, `unknown`, `in transition` or `unread`.
+
+    `digest` is the SHA-256 of the code in memory for an unknown module, "" otherwise; `reason` says why
+    something could not be compared. `by_class` counts changed bytes by the patch sites that explain them.
+    """
+
+    name: str
+    verdict: str
+    base: int
+    compared: int
+    by_class: Mapping[str, int]
+    differences: tuple[Difference, ...]
+    hooks: int
+    digest: str
+    reason: str
+    taints: int
+    signature_ok: bool | None
+
+
+def told(module: Module, verdict: str, *, digest: str = "", reason: str = "") -> ModuleCode:
+    """Return a verdict on a module of which nothing was compared."""
+    return ModuleCode(
+        name=module.name,
+        verdict=verdict,
+        base=module.base,
+        compared=0,
+        by_class={},
+        differences=(),
+        hooks=0,
+        digest=digest,
+        reason=reason,
+        taints=module.taints,
+        signature_ok=module.signature_ok,
+    )

@@ -1,0 +1,567 @@
+"""Modules against their files: layout, relocation, and every byte that is not as packaged."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import random
+import struct
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from affiant.kernel.executable_pages import LAST_CODE_ADDRESS
+from affiant.kernel.facts import collect
+from affiant.kernel.guest import Guest
+from affiant.kernel.module_code import look as module_look
+from affiant.kernel.module_code.places import module_places
+from affiant.kernel.module_image import ModulePlaces, link_module
+from affiant.kernel.module_sites import functions_of
+from affiant.kernel.modules import Module, listed_modules
+from affiant.kernel.program import KernelProgram
+from affiant.kernel.reference.module_files import ModuleFiles, module_files_beside, pack_module_files
+from affiant.kernel.reference.modules import ModuleEntry, encode_modules, read_module
+from affiant.kernel.reference.relocatable import read_relocatable
+from affiant.model.errors import ForgedError, MalformedError, UnavailableError
+from tests.unit.kernel.module_builder import (
+    ABSOLUTE64,
+    ALLOC,
+    EXECUTE,
+    PC32,
+    PLT32,
+    WRITE,
+    ModuleBuilder,
+    small_module,
+)
+from tests.unit.kernel.synthetic_guest import (
+    DIRECT_MAP,
+    MODULE_AREA,
+    MODULE_PHYSICAL,
+    SLIDE,
+    SYMBOLS,
+    SyntheticGuest,
+    make_reference,
+)
+
+THUNK = SYMBOLS["after_victim"] + SLIDE
+KERNEL = {"victim": SYMBOLS["victim"] + SLIDE, "__x86_return_thunk": THUNK}
+PLACES = ModulePlaces({"text": MODULE_AREA, "init_text": MODULE_AREA + (1 << 24)}, 0, True)
+
+
+def entry_of(data: bytes) -> ModuleEntry:
+    return read_module("lib/modules/6.1.0/kernel/first.ko", data)
+
+
+def linked(module: ModuleBuilder, places: ModulePlaces = PLACES) -> Any:
+    return link_module(read_relocatable(module.build()), places, KERNEL.get)
+
+
+def distance(target: int, place: int) -> bytes:
+    return struct.pack("<i", target - place - 4)
+
+
+def test_a_module_is_laid_out_and_relocated_as_the_loader_does() -> None:
+    areas = linked(small_module()).areas
+    text, rodata = areas["text"], areas["rodata"]
+    assert (text.start, rodata.start) == (MODULE_AREA, MODULE_AREA + 4096)
+    code = text.expected.tobytes()
+    assert code[1:5] == distance(KERNEL["victim"], MODULE_AREA + 1)
+    assert code[8:12] == struct.pack("<Q", rodata.start)[:4]
+    assert code[13:17] == distance(THUNK, MODULE_AREA + 13)
+    assert rodata.expected[24:32].tobytes() == struct.pack("<Q", KERNEL["victim"])
+    assert rodata.expected[32:36].tobytes() == struct.pack("<i", MODULE_AREA + 12 - (rodata.start + 32))
+    assert not text.unknown.any() and text.padding[32:].all()
+
+
+def test_areas_of_their_own_are_laid_out_each_from_its_base() -> None:
+    bases = {"text": MODULE_AREA, "rodata": MODULE_AREA + 0x9000, "data": MODULE_AREA + 0xA000}
+    areas = linked(small_module(), ModulePlaces(bases, 0, False)).areas
+    assert areas["rodata"].start == MODULE_AREA + 0x9000
+    assert areas["data"].expected[:8].tobytes() == b"writable"
+
+
+def test_bytes_for_a_symbol_that_nobody_has_are_unknown_and_named() -> None:
+    module = small_module()
+    found = link_module(read_relocatable(module.build()), PLACES, {"victim": KERNEL["victim"]}.get)
+    assert found.unresolved == ("__x86_return_thunk",)
+    assert np.flatnonzero(found.areas["text"].unknown).tolist() == [13, 14, 15, 16]
+
+
+def test_symbols_of_freed_areas_are_unknown() -> None:
+    module = small_module()
+    module.section(".init.text", ALLOC | EXECUTE, b"\xc3" * 16)
+    module.symbol("start", ".init.text")
+    module.relocate(".rodata", 16, 1, "start")
+    freed = ModulePlaces(PLACES.bases, 0, True, frozenset({"init_text"}))
+    assert linked(module, freed).areas["rodata"].unknown[16:24].all()
+    assert not linked(module).areas["rodata"].unknown.any()
+
+
+class Said:
+    """A kernel since 6.4, and a module of it that says where its areas begin: if not given, nowhere."""
+
+    def __init__(self, **bases: int) -> None:
+        self.program = self
+        self._bases = {f"MOD_{area.upper()}": base for area, base in bases.items()}
+
+    def copy(self, _type: str, _address: int) -> Said:
+        return self
+
+    def __contains__(self, path: str) -> bool:
+        return path == "mem"
+
+    def constant(self, kind: str) -> str:
+        return kind
+
+    def integer(self, path: str) -> int:
+        return self._bases.get(path.removeprefix("mem[").removesuffix("].base"), 0)
+
+    def places(self) -> ModulePlaces:
+        return module_places(cast(KernelProgram, self), cast(Module, SimpleNamespace(address=0)))
+
+
+def test_only_areas_of_init_may_be_freed() -> None:
+    """A module that says that its data is nowhere would be excused all bytes that lead there."""
+    module = small_module()
+    module.symbol("something", ".data")
+    module.relocate(".rodata", 16, ABSOLUTE64, "something")
+    places = Said(text=MODULE_AREA, rodata=MODULE_AREA + 0x9000).places()
+    assert places.freed == {"init_text", "init_rodata", "init_data"}
+    assert not linked(module, places).areas["rodata"].unknown.any()
+
+
+@pytest.mark.parametrize(
+    ("kind", "offset"), [(99, 0), (4, 30), (1, 28)], ids=["unknown type", "beyond the end", "half beyond"]
+)
+def test_a_relocation_that_the_kernel_would_refuse_is_malformed(kind: int, offset: int) -> None:
+    module = small_module()
+    module.relocate(".text", offset, kind, "victim")
+    with pytest.raises(MalformedError):
+        linked(module)
+
+
+def test_every_truncation_of_a_module_is_malformed_or_read_whole() -> None:
+    data = small_module().build()
+    for size in range(0, len(data) - 1, 7):
+        with pytest.raises(MalformedError):
+            read_relocatable(data[:size])
+
+
+@given(st.integers(0, 2_000), st.binary(min_size=1, max_size=8))
+@settings(max_examples=300, deadline=None)
+def test_a_bent_module_never_raises_anything_else(at: int, junk: bytes) -> None:
+    data = bytearray(small_module().build())
+    at %= len(data)
+    data[at : at + len(junk)] = junk[: len(data) - at]
+    with contextlib.suppress(MalformedError):
+        link_module(read_relocatable(bytes(data)), PLACES, KERNEL.get)
+
+
+def test_module_files_are_those_that_the_reference_names(tmp_path: Path) -> None:
+    data = small_module().build()
+    entry = entry_of(data)
+    path = module_files_beside(tmp_path / "one.reference")
+    path.write_bytes(pack_module_files([(entry, data)]))
+    assert path.name == "one.modules"
+    assert ModuleFiles(path).read(entry) == data
+    other = data.replace(b"writable", b"Writable")
+    with pytest.raises(UnavailableError):
+        ModuleFiles(path).read(entry_of(other))
+    path.write_bytes(path.read_bytes().replace(entry.digest.encode(), entry_of(other).digest.encode()))
+    with pytest.raises(ForgedError):
+        ModuleFiles(path).read(entry_of(other))
+    path.write_bytes(b"no archive")
+    with pytest.raises(MalformedError):
+        ModuleFiles(path)
+    with pytest.raises(UnavailableError):
+        ModuleFiles(tmp_path / "none.modules")
+
+
+class Loaded:
+    """A synthetic guest with the small module loaded as its module `first`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        named: bool = True,
+        module: ModuleBuilder | None = None,
+        more: Sequence[str] = (),
+    ) -> None:
+        """`more` are names of modules that are alike, each as long as `first`."""
+        module = module or small_module()
+        # This kernel has no return thunk, and so no sites of that class: another function takes its place.
+        symbols = [name for name, *_ in module.symbols]
+        module.symbols[symbols.index("__x86_return_thunk")] = ("after_victim", None, 0)
+        module.relocations = [
+            (*row[:3], "after_victim" if row[3] == "__x86_return_thunk" else row[3], row[4])
+            for row in module.relocations
+            if row[0] != ".return_sites"
+        ]
+        module.sections = [section for section in module.sections if section[0] != ".return_sites"]
+        data = module.build()
+        files = [(entry_of(data), data)]
+        for name in more:
+            renamed = data.replace(b"name=first\0", b"name=" + name.encode() + b"\0")
+            files.append((read_module(f"lib/modules/6.1.0/kernel/{name}.ko", renamed), renamed))
+        reference = make_reference(modules=encode_modules([entry for entry, _ in files] if named else []))
+        reference.path = folder / "kernel.reference"
+        module_files_beside(reference.path).write_bytes(pack_module_files(files))
+        self.guest = SyntheticGuest(reference=reference)
+        self.places = {"first": (MODULE_AREA, MODULE_PHYSICAL)}
+        for number, name in enumerate(more):
+            place = MODULE_AREA + (number + 1) * 0x20_0000, 0x180_0000 + number * 0x1_0000
+            self.places[name] = place
+            self.guest.modules.append(self.guest.add_module(name, *place))
+        for base, physical in self.places.values():
+            self._lay_out(data, base, physical)
+        self.seen: Guest = self.guest.open()
+
+    def _lay_out(self, data: bytes, base: int, physical: int) -> None:
+        known = {"victim": KERNEL["victim"], "after_victim": THUNK}
+        places = ModulePlaces({"text": base, "init_text": base + (1 << 24)}, 0, True)
+        areas = link_module(read_relocatable(data), places, known.get).areas
+        for offset, name in ((0, "text"), (4096, "rodata"), (8192, "data")):
+            self.guest.poke(physical + offset, areas[name].expected.tobytes())
+            if offset:
+                self.guest.map(base + offset, physical + offset, 4096)
+
+    def look(self, now: float = 0.0) -> dict[str, Any]:
+        fact = collect(self.seen, ["module_code"], now=now)["module_code"].to_json()
+        assert "unavailable" not in fact, fact
+        return fact
+
+    def verdict(self, now: float = 0.0) -> str:
+        (module,) = self.look(now)["modules"]
+        return str(module["verdict"])
+
+    def odd(self) -> list[tuple[str, str]]:
+        """Return name and verdict of each module that is not as packaged."""
+        told = [(module["name"], module["verdict"]) for module in self.look()["modules"]]
+        return [each for each in told if each[1] != "as packaged"]
+
+
+@pytest.fixture
+def loaded(tmp_path: Path) -> Loaded:
+    return Loaded(tmp_path)
+
+
+def test_a_module_as_packaged_is_told_so_look_after_look(loaded: Loaded) -> None:
+    for _ in range(3):
+        fact = loaded.look()
+        assert [module["verdict"] for module in fact["modules"]] == ["as packaged"]
+        assert fact["compared_bytes"] == 8192 and fact["differences"] == []
+
+
+def test_marks_of_a_module_are_those_of_now(loaded: Loaded) -> None:
+    for taints in (0, 1 << 12, 0, 1 << 13):
+        loaded.guest.word(loaded.guest.modules[0] + 136, taints)
+        (module,) = loaded.look()["modules"]
+        assert (module["verdict"], module["taints"]) == ("as packaged", taints)
+
+
+def test_a_function_of_a_module_as_packaged_is_vouched_for_until_the_module_is_changed(
+    loaded: Loaded,
+) -> None:
+    outside = loaded.seen.outside
+    function, *_ = functions_of(linked(small_module())).tolist()
+    assert outside.is_function(function)
+    assert not outside.is_function(function + 1)
+    assert not outside.is_function(MODULE_AREA + 0x8000)
+    before = loaded.guest.poke(MODULE_PHYSICAL + 20, b"\xf4")
+    assert not outside.is_function(function)
+    loaded.guest.poke(MODULE_PHYSICAL + 20, before)
+    assert outside.is_function(function)
+
+
+def test_a_module_that_was_linked_anew_is_vouched_for_by_how_it_is_linked_now(loaded: Loaded) -> None:
+    """What was found of it when it was linked with others is no word on how it must be by now."""
+    function, *_ = functions_of(linked(small_module())).tolist()
+    judge = loaded.seen.module_judge
+    for _ in range(2):
+        assert loaded.verdict() == "as packaged"
+    ((key, known),) = judge.known.items()
+    assert known.rodata is not None
+    elsewhere = replace(known.rodata, expected=known.rodata.expected ^ np.uint8(1))
+    judge.known[key] = replace(known, rodata=elsewhere)
+    assert not loaded.seen.outside.is_function(function)
+
+
+def test_nobody_vouches_for_a_module_of_no_package(tmp_path: Path) -> None:
+    loaded = Loaded(tmp_path, named=False)
+    assert not any(loaded.seen.outside.is_function(MODULE_AREA + offset) for offset in range(32))
+
+
+@pytest.mark.parametrize("offset", [0, 20, 31, 32, 4095], ids=["entry", "code", "end", "padding", "last"])
+def test_a_changed_byte_of_code_is_found_wherever_it_is(loaded: Loaded, offset: int) -> None:
+    loaded.look()
+    before = loaded.guest.poke(MODULE_PHYSICAL + offset, b"\xf4")
+    fact = loaded.look()
+    assert [run["address"] for run in fact["differences"]] == [hex(MODULE_AREA + offset)]
+    assert fact["modules"][0]["verdict"] == "changed"
+    loaded.guest.poke(MODULE_PHYSICAL + offset, before)
+    assert loaded.verdict() == "as packaged"
+
+
+def test_changed_read_only_data_is_found(loaded: Loaded) -> None:
+    loaded.guest.poke(MODULE_PHYSICAL + 4096 + 5, b"X")
+    (run,) = loaded.look()["differences"]
+    assert (run["address"], run["found"]) == (hex(MODULE_AREA + 4096 + 5), b"X".hex())
+
+
+def test_a_module_that_the_reference_does_not_name_is_told_with_its_digest(tmp_path: Path) -> None:
+    (module,) = Loaded(tmp_path, named=False).look()["modules"]
+    assert module["verdict"] == "unknown"
+    assert len(module["digest"]) == 64
+
+
+def test_a_module_that_claims_more_code_than_its_file_has_is_changed(loaded: Loaded) -> None:
+    module = loaded.guest.modules[0]
+    loaded.guest.poke(module + 144 + 12, (8192).to_bytes(4, "little"))
+    (told,) = loaded.look()["modules"]
+    assert told["verdict"] == "changed"
+    assert "4096 bytes of code more" in told["reason"]
+
+
+@pytest.mark.parametrize("base", [(1 << 64) - 4096, 0x1000, 0xFFFF_8880_0000_0000])
+def test_a_module_that_claims_to_lie_where_no_module_is_is_not_read(loaded: Loaded, base: int) -> None:
+    loaded.guest.word(loaded.guest.modules[0] + 144, base)
+    (told,) = loaded.look()["modules"]
+    assert told["verdict"] == "unread"
+    assert "where no module is" in told["reason"]
+
+
+def test_a_module_that_claims_to_lie_at_the_very_end_is_told_what_it_is(tmp_path: Path) -> None:
+    """What it had for init is laid out where it is in nobody's way: there is no room behind it."""
+    module = small_module()
+    module.section(".init.text", ALLOC | EXECUTE, b"\xc3" * 16)
+    module.symbol("start", ".init.text", 2)
+    loaded = Loaded(tmp_path, module=module)
+    assert loaded.verdict() == "as packaged"
+    loaded.guest.word(loaded.guest.modules[0] + 144, LAST_CODE_ADDRESS - 4095)
+    assert loaded.verdict() in ("changed", "unread")
+
+
+def test_being_loaded_is_an_excuse_for_seconds_only(loaded: Loaded) -> None:
+    loaded.guest.poke(loaded.guest.modules[0], (1).to_bytes(4, "little"))
+    loaded.guest.poke(MODULE_PHYSICAL, b"\xf4")
+    assert [loaded.verdict(float(now)) for now in range(7)][:5] == ["in transition"] * 5
+    assert loaded.verdict(7.0) == "changed"
+
+
+@pytest.fixture
+def leaving(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> Loaded:
+    """A module with foreign code that is on the list when a look begins, and not when it ends."""
+    looks = itertools.count()
+    monkeypatch.setattr(
+        module_look, "listed_modules", lambda program: [] if next(looks) % 2 else listed_modules(program)
+    )
+    loaded.guest.poke(MODULE_PHYSICAL, b"\xf4")
+    return loaded
+
+
+def test_a_module_that_leaves_while_it_is_compared_is_no_finding(leaving: Loaded) -> None:
+    (told,) = leaving.look()["modules"]
+    assert (told["verdict"], told["reason"]) == ("in transition", "it was unloaded meanwhile")
+
+
+def test_a_module_whose_name_was_read_after_it_had_left_is_no_finding(leaving: Loaded) -> None:
+    leaving.guest.poke(leaving.guest.modules[0] + 24, b"left\0")
+    (told,) = leaving.look()["modules"]
+    assert (told["verdict"], told["reason"]) == ("in transition", "it was unloaded meanwhile")
+
+
+def test_leaving_at_every_look_is_an_excuse_for_seconds_only(leaving: Loaded) -> None:
+    assert [leaving.verdict(float(now)) for now in range(5)] == ["in transition"] * 5
+    assert leaving.verdict(7.0) == "changed"
+
+
+@pytest.fixture
+def returning(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> Loaded:
+    """A module whose memory holds something else when it is compared, and is what it was soon after."""
+    looks = itertools.count()
+    before = loaded.guest.poke(MODULE_PHYSICAL, b"\xf4")
+
+    def arrives(program: KernelProgram) -> list[Module]:
+        if next(looks):
+            loaded.guest.poke(MODULE_PHYSICAL, before)
+        return listed_modules(program)
+
+    monkeypatch.setattr(module_look, "listed_modules", arrives)
+    return loaded
+
+
+def test_a_module_that_left_and_came_again_while_it_was_compared_is_no_finding(returning: Loaded) -> None:
+    """It lies where it lay, and so cannot be told from the one that was read: it is looked at once more."""
+    (module,) = returning.look()["modules"]
+    assert (module["verdict"], module["reason"]) == ("as packaged", "")
+
+
+def test_in_a_guest_that_is_paused_nothing_is_looked_at_again(returning: Loaded) -> None:
+    returning.seen = returning.seen.at_rest()
+    assert returning.verdict() == "changed"
+
+
+def test_a_module_is_linked_anew_when_what_it_depends_on_has_moved(loaded: Loaded) -> None:
+    """Its own place does not tell: the same module at the same place calls another address by then."""
+    judge = loaded.seen.module_judge
+    loaded.look()
+    (known,) = judge.known.values()
+    gone = ("a module that was there when it was linked",)
+    moved = replace(known, with_modules=frozenset({gone}))
+    judge.known.update(dict.fromkeys(judge.known, moved))
+    assert loaded.verdict() == "as packaged"
+    (linked,) = judge.known.values()
+    assert linked is not moved and linked.with_modules == frozenset()
+
+
+def test_code_that_is_not_mapped_is_no_module_as_packaged(loaded: Loaded) -> None:
+    base = loaded.guest.modules[0] + 144
+    loaded.guest.poke(base, struct.pack("<Q", MODULE_AREA + 0x40_0000))
+    assert loaded.verdict() != "as packaged"
+
+
+def module_with_a_static_call() -> ModuleBuilder:
+    """The small module, with a static call of its own function through a key of its own."""
+    module = small_module()
+    name, flags, code, align = module.sections[0]
+    module.sections[0] = (name, flags, code[:17] + bytes.fromhex("e800000000") + code[22:], align)
+    module.section(".data..key", ALLOC | WRITE, bytes(8))
+    module.section(".static_call_sites", ALLOC | WRITE, bytes(8), align=4)
+    module.symbol("key", ".data..key")
+    module.relocate(".text", 18, PLT32, "entry", -4)
+    module.relocate(".data..key", 0, ABSOLUTE64, "entry")
+    module.relocate(".static_call_sites", 0, PC32, "entry", 17)
+    module.relocate(".static_call_sites", 4, PC32, "key")
+    return module
+
+
+def test_a_static_call_of_a_modules_own_function_is_as_packaged(tmp_path: Path) -> None:
+    loaded = Loaded(tmp_path, module=module_with_a_static_call())
+    (module,) = loaded.look()["modules"]
+    assert module["verdict"] == "as packaged", loaded.look()["differences"]
+    key = MODULE_PHYSICAL + 8192 + 16  # behind .data, aligned
+    assert loaded.guest.poke(key, struct.pack("<Q", MODULE_AREA + 1)) == struct.pack("<Q", MODULE_AREA)
+    (difference,) = loaded.look()["differences"]
+    assert difference["site"] == "static_call"
+
+
+@pytest.mark.parametrize("anew", [True, False], ids=["anew", "steady"])
+@pytest.mark.parametrize("offset", [0, 20, 4095, 4096 + 5], ids=["entry", "code", "padding", "data"])
+def test_of_many_modules_the_one_that_is_odd_is_told(tmp_path: Path, offset: int, anew: bool) -> None:
+    """They are judged at once, and each for itself."""
+    loaded = Loaded(tmp_path, more=("other", "third", "fifth"))
+    assert [loaded.odd() for _ in range(2)] == [[], []]
+    for name, (_, physical) in loaded.places.items():
+        before = loaded.guest.poke(physical + offset, b"\xf4")
+        if anew:
+            loaded.seen.forget_verified()
+        assert loaded.odd() == [(name, "changed")]
+        loaded.guest.poke(physical + offset, before)
+        assert loaded.odd() == []
+
+
+def test_a_key_of_one_of_many_modules_is_its_own(tmp_path: Path) -> None:
+    loaded = Loaded(tmp_path, module=module_with_a_static_call(), more=("other", "third"))
+    assert [loaded.odd() for _ in range(2)] == [[], []]
+    (first, _), (_, physical) = loaded.places["first"], loaded.places["other"]
+    # A function of another module, though it is as packaged, is none that was linked, nor the kernel's own.
+    loaded.guest.poke(physical + 8192 + 16, struct.pack("<Q", first + 1))
+    assert loaded.odd() == [("other", "changed")]
+
+
+def test_modules_come_and_go_between_looks(tmp_path: Path) -> None:
+    loaded = Loaded(tmp_path, more=("other", "third"))
+    loaded.look()
+    _, physical = loaded.places["third"]
+    node = DIRECT_MAP + loaded.guest.modules[1] + 8
+    before, after = (loaded.guest.ram[node - DIRECT_MAP + at :][:8] for at in (8, 0))
+    place = loaded.guest.resolve(int.from_bytes(before, "little"))
+    loaded.guest.poke(place, bytes(after))
+    assert [module["name"] for module in loaded.look()["modules"]] == ["first", "third"]
+    loaded.guest.poke(physical + 20, b"\xf4")
+    assert loaded.odd() == [("third", "changed")]
+    loaded.guest.poke(place, struct.pack("<Q", node))
+    assert [module["name"] for module in loaded.look()["modules"]] == ["first", "other", "third"]
+    assert loaded.odd() == [("third", "changed")]
+
+
+def test_keys_are_asked_in_every_look_though_no_byte_of_code_changed(tmp_path: Path) -> None:
+    loaded = Loaded(tmp_path, module=module_with_a_static_call())
+    assert [loaded.verdict() for _ in range(3)] == ["as packaged"] * 3
+    key = MODULE_PHYSICAL + 8192 + 16
+    before = loaded.guest.poke(key, struct.pack("<Q", MODULE_AREA + 1))
+    assert loaded.verdict() == "changed"
+    loaded.guest.poke(key, before)
+    assert loaded.verdict() == "as packaged"
+
+
+def test_a_key_that_cannot_be_read_is_no_module_as_packaged(tmp_path: Path) -> None:
+    loaded = Loaded(tmp_path, module=module_with_a_static_call())
+    loaded.look()
+    loaded.guest.map(MODULE_AREA + 8192, (1 << 40) + MODULE_PHYSICAL, 4096)
+    (module,) = loaded.look()["modules"]
+    assert module["verdict"] == "unread" and "static_call" in module["reason"]
+
+
+def module_with_a_trampoline() -> ModuleBuilder:
+    """The small module, with a static call of its own that is called through a trampoline."""
+    module = small_module()
+    module.section(".static_call.text", ALLOC | EXECUTE, bytes.fromhex("e90000000090 0f b9 cc"), align=8)
+    module.section(".data..key", ALLOC | WRITE, bytes(8))
+    module.symbol("__SCT__own", ".static_call.text")
+    module.symbol("__SCK__own", ".data..key")
+    module.relocate(".static_call.text", 1, PLT32, "entry", -4)
+    module.relocate(".data..key", 0, ABSOLUTE64, "entry")
+    return module
+
+
+def test_a_trampoline_of_a_module_leads_where_its_key_does(tmp_path: Path) -> None:
+    loaded = Loaded(tmp_path, module=module_with_a_trampoline())
+    trampoline, key = MODULE_PHYSICAL + 32, MODULE_PHYSICAL + 8192 + 16
+    for _ in range(2):
+        assert loaded.verdict() == "as packaged", loaded.look()["differences"]
+    elsewhere = distance(MODULE_AREA + 7, MODULE_AREA + 33)
+    before = loaded.guest.poke(trampoline + 1, elsewhere)
+    (difference,) = loaded.look()["differences"]
+    assert difference["site"] == "static_call_trampoline"
+    assert difference["address"] == hex(MODULE_AREA + 32)
+    loaded.guest.poke(trampoline + 1, before)
+    assert loaded.verdict() == "as packaged"
+    loaded.guest.poke(trampoline + 1, elsewhere)
+    loaded.guest.poke(key, struct.pack("<Q", MODULE_AREA + 7))
+    assert loaded.verdict() == "changed"
+
+
+def test_what_was_found_legal_does_not_count_once_it_is_forgotten(loaded: Loaded) -> None:
+    """Judged all at once or by itself, the module is held against its file."""
+    loaded.look()
+    (known,) = loaded.seen.module_judge.known.values()
+    assert known.code is not None
+    known.code[1].accepted[20] = 0xF4
+    loaded.guest.poke(MODULE_PHYSICAL + 20, b"\xf4")
+    assert loaded.verdict() == "as packaged"  # as it was found: that is what a memory is for
+    loaded.seen.forget_verified()
+    assert loaded.verdict() == "changed"
+
+
+def test_without_module_files_there_is_no_such_fact() -> None:
+    fact = collect(SyntheticGuest().open(), ["module_code"], now=0)["module_code"].to_json()
+    assert "module files" in fact["unavailable"]
+
+
+def test_random_module_structures_never_raise(loaded: Loaded) -> None:
+    draw = random.Random(3)
+    for _ in range(40):
+        start = loaded.guest.modules[0] + draw.randrange(24, 300)
+        before = loaded.guest.poke(start, draw.randbytes(draw.randrange(1, 16)))
+        collect(loaded.seen, ["module_code"], now=0)["module_code"].to_json()
+        loaded.guest.poke(start, before)
+    assert loaded.verdict() == "as packaged"
