@@ -25,6 +25,7 @@ from affiant.kernel.fact_values import (
 )
 from affiant.kernel.guest import Guest
 from affiant.kernel.modules import read_modules
+from affiant.kernel.page_content_fact import EXECUTABLE_PAGES_FIELDS, executable_pages
 from affiant.kernel.protection_facts import (
     MODULE_CODE_FIELDS,
     PAGE_RIGHTS_FIELDS,
@@ -215,6 +216,13 @@ FACTS: Final[Mapping[str, FactDefinition]] = {
             "Code and read-only data of each loaded module against the file in the distribution's package.",
             MODULE_CODE_FIELDS,
             module_code,
+        ),
+        FactDefinition(
+            "executable_pages",
+            1,
+            "Who owns each executable page above the kernel image, and whether it holds what it may.",
+            EXECUTABLE_PAGES_FIELDS,
+            executable_pages,
         ),
     )
 }

@@ -14,6 +14,7 @@ from affiant.kernel.grace_periods import grace_periods
 from affiant.kernel.init_pointers import InitPointers
 from affiant.kernel.memory import GuestMemory, MemoryFault
 from affiant.kernel.module_code.judge import ModuleJudge
+from affiant.kernel.page_content.look import PageOwners
 from affiant.kernel.paging import AddressSpace
 from affiant.kernel.patience import Patience
 from affiant.kernel.program import KernelProgram
@@ -44,6 +45,7 @@ class _Prepared:
         self.program = program = KernelProgram(memory, reference, location)
         self.patience = Patience(lambda: grace_periods(program))
         self.module_judge: ModuleJudge | None = None
+        self.page_owners: PageOwners | None = None
 
     @cached_property
     def text(self) -> CodeRegion:
@@ -89,7 +91,11 @@ class _Outside:
             return False  # nobody can tell
 
     def is_generated(self, address: int) -> bool:
-        return False  # nobody can tell yet
+        guest = self._guest()
+        try:
+            return guest.page_owners.vouches(guest, address)
+        except AffiantError:
+            return False
 
     def _guest(self) -> Guest:
         prepared = self._prepared()
@@ -207,6 +213,13 @@ class Guest:
         return self._prepared.module_judge
 
     @property
+    def page_owners(self) -> PageOwners:
+        """Who may have executable pages, with what was found legal in them so far."""
+        if self._prepared.page_owners is None:
+            self._prepared.page_owners = PageOwners(self)
+        return self._prepared.page_owners
+
+    @property
     def kernel_space(self) -> AddressSpace:
         """The kernel's own page tables, `init_top_pgt`."""
         return self._prepared.program.space
@@ -236,6 +249,8 @@ class Guest:
             self.text_content.forget()
         if self._prepared.module_judge is not None:
             self._prepared.module_judge.forget()
+        if self._prepared.page_owners is not None:
+            self._prepared.page_owners.forget()
 
     def event_logs(self) -> tuple[EventLogCandidate, ...]:
         """Return event log candidates, the one that the kernel points to first."""

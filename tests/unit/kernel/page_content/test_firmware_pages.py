@@ -1,0 +1,125 @@
+"""Code of EFI services: no reference tells what it is, so the first look does."""
+
+from __future__ import annotations
+
+import pytest
+
+from affiant.kernel.guest import Guest
+from affiant.kernel.page_content.claim import Claim
+from affiant.kernel.page_content.firmware_pages import FirmwarePages
+from affiant.kernel.page_content.view import View
+from affiant.model.errors import UnavailableError
+from tests.unit.kernel.synthetic_guest import (
+    DIRECT_MAP,
+    PROCESS_ROOT,
+    SYMBOLS,
+    SyntheticGuest,
+    make_reference,
+)
+
+SERVICES, PHYSICAL, TABLE = 0xFFFF_FFFE_FE00_0000, 0x180_0000, PROCESS_ROOT + 0x1_0000
+WRITABLE = SERVICES + 0x1_0000
+EFI_MM = SYMBOLS["efi"] + 0x60
+
+
+@pytest.fixture
+def guest() -> SyntheticGuest:
+    """A guest whose firmware has two pages of code, and one of code and data."""
+    guest = SyntheticGuest(reference=make_reference(further_symbols={"efi_mm": EFI_MM}))
+    guest.ram[TABLE : TABLE + 4096] = guest.ram[guest.root : guest.root + 4096]
+    guest.word(TABLE + 8 * (SERVICES >> 48 & 511), 0)
+    for page in range(2):
+        put_code(guest, page)
+    guest.map(WRITABLE, PHYSICAL + 0x8000, 4096, writable=True, executable=True, root=TABLE)
+    guest.word(guest.physical(EFI_MM) + 8, DIRECT_MAP + TABLE)
+    return guest
+
+
+def put_code(guest: SyntheticGuest, page: int, *, writable: bool = False) -> None:
+    place = 4096 * page
+    guest.map(SERVICES + place, PHYSICAL + place, 4096, executable=True, writable=writable, root=TABLE)
+    guest.poke(PHYSICAL + place, b"\x55\x48\x89\xe5\xc3".ljust(4096, b"\0"))
+
+
+def claims(seen: Guest, owner: FirmwarePages) -> list[Claim]:
+    return list(owner.claims(View(seen)))
+
+
+def faults(seen: Guest, owner: FirmwarePages) -> list[tuple[int, str]]:
+    return [(fault.address, fault.reason) for claim in claims(seen, owner) for fault in claim.faults]
+
+
+def test_what_the_first_look_finds_is_trusted_and_told_as_such(guest: SyntheticGuest) -> None:
+    found = claims(guest.open(), FirmwarePages())
+    assert [(claim.start, claim.trusted, claim.faults) for claim in found] == [
+        (SERVICES, 1, ()),
+        (SERVICES + 4096, 1, ()),
+        (WRITABLE, 1, ()),
+    ]
+    assert len({claim.trust for claim in found}) == 2
+
+
+def test_code_that_is_changed_later_is_found_until_it_is_restored(guest: SyntheticGuest) -> None:
+    seen, owner = guest.open(), FirmwarePages()
+    assert faults(seen, owner) == []
+    before = guest.poke(PHYSICAL + 4096 + 2, b"\xcc")
+    assert faults(seen, owner) == [(SERVICES + 4096 + 2, "is not what the first look found")]
+    guest.poke(PHYSICAL + 4096 + 2, before)
+    assert faults(seen, owner) == []
+
+
+def test_code_that_comes_later_is_found(guest: SyntheticGuest) -> None:
+    seen, owner = guest.open(), FirmwarePages()
+    assert faults(seen, owner) == []
+    put_code(guest, 3)
+    assert faults(seen, owner) == [(SERVICES + 3 * 4096, "was not there in the first look")]
+
+
+def test_code_that_becomes_writable_is_found(guest: SyntheticGuest) -> None:
+    seen, owner = guest.open(), FirmwarePages()
+    assert faults(seen, owner) == []
+    put_code(guest, 1, writable=True)
+    assert faults(seen, owner) == [(SERVICES + 4096, "was not writable in the first look")]
+
+
+def test_data_beside_code_may_change(guest: SyntheticGuest) -> None:
+    seen, owner = guest.open(), FirmwarePages()
+    assert faults(seen, owner) == []
+    guest.poke(PHYSICAL + 0x8000, b"anything")
+    assert faults(seen, owner) == []
+
+
+def test_nothing_is_taken_while_the_kernel_boots(guest: SyntheticGuest) -> None:
+    """Firmware is moved meanwhile."""
+    seen, owner = guest.open(), FirmwarePages()
+    state = guest.physical(SYMBOLS["system_state"])
+    running = int.from_bytes(guest.ram[state : state + 8], "little")
+    guest.word(state, 0)
+    assert claims(seen, owner) == []
+    guest.word(state, running)
+    guest.poke(PHYSICAL, b"\xe9")
+    assert faults(seen, owner) == []
+
+
+def test_what_the_kernel_says_after_the_first_look_hides_nothing(guest: SyntheticGuest) -> None:
+    seen, owner = guest.open(), FirmwarePages()
+    assert faults(seen, owner) == []
+    guest.poke(PHYSICAL, b"\xe9")
+    guest.word(guest.physical(SYMBOLS["system_state"]), 0)
+    assert faults(seen, owner) == [(SERVICES, "is not what the first look found")]
+
+
+def test_firmware_that_comes_where_there_was_none_is_found(guest: SyntheticGuest) -> None:
+    """A guest that was started without EFI has no services, whatever it says later."""
+    guest.word(guest.physical(EFI_MM) + 8, 0)
+    seen, owner = guest.open(), FirmwarePages()
+    assert claims(seen, owner) == []
+    guest.word(guest.physical(EFI_MM) + 8, DIRECT_MAP + TABLE)
+    assert {reason for _, reason in faults(seen, owner)} == {"was not there in the first look"}
+
+
+def test_more_code_than_any_firmware_has_is_no_look(guest: SyntheticGuest) -> None:
+    for part in range(33):
+        guest.map(0xFFFF_FFF0_0000_0000 + (part << 21), 0, 2 << 20, executable=True, root=TABLE)
+    with pytest.raises(UnavailableError, match="more code"):
+        claims(guest.open(), FirmwarePages())
