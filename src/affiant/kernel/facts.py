@@ -27,8 +27,10 @@ from affiant.kernel.guest import Guest
 from affiant.kernel.modules import read_modules
 from affiant.kernel.page_content_fact import EXECUTABLE_PAGES_FIELDS, executable_pages
 from affiant.kernel.protection_facts import (
+    CPU_STATE_FIELDS,
     MODULE_CODE_FIELDS,
     PAGE_RIGHTS_FIELDS,
+    cpu_state,
     module_code,
     page_rights,
 )
@@ -209,6 +211,13 @@ FACTS: Final[Mapping[str, FactDefinition]] = {
             "What the page tables allow in the kernel half: writable code, aliases, tables of their own.",
             PAGE_RIGHTS_FIELDS,
             page_rights,
+        ),
+        FactDefinition(
+            "cpu_state",
+            1,
+            "Control and debug registers, interrupt gates, descriptors and stacks against the build.",
+            CPU_STATE_FIELDS,
+            cpu_state,
         ),
         FactDefinition(
             "module_code",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from weakref import ref
 
 from affiant.kernel.cpu import CpuState
+from affiant.kernel.cpu_state.look import CpuExpectations
 from affiant.kernel.event_log import EventLogCandidate, kernel_event_log, scan_for_event_logs
 from affiant.kernel.grace_periods import grace_periods
 from affiant.kernel.init_pointers import InitPointers
@@ -72,6 +73,10 @@ class _Prepared:
     @cached_property
     def syscall_tables(self) -> tuple[ExpectedTable, ...]:
         return expected_tables(self.program)
+
+    @cached_property
+    def cpu_expectations(self) -> CpuExpectations:
+        return CpuExpectations(self.program)
 
 
 class _Outside:
@@ -218,6 +223,11 @@ class Guest:
         if self._prepared.page_owners is None:
             self._prepared.page_owners = PageOwners(self)
         return self._prepared.page_owners
+
+    @property
+    def cpu_expectations(self) -> CpuExpectations:
+        """What the vCPUs' tables must hold, and which protections they were seen with."""
+        return self._prepared.cpu_expectations
 
     @property
     def kernel_space(self) -> AddressSpace:

@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from affiant.kernel.cpu_state.look import CpuLook, read_cpu_state
 from affiant.kernel.guest import Guest
 from affiant.kernel.module_code.look import ModuleCodeLook, read_module_code
 from affiant.kernel.page_rights import PageRights, read_page_rights
@@ -18,8 +19,10 @@ __all__ = [
     "CPU_STATE_FIELDS",
     "MODULE_CODE_FIELDS",
     "PAGE_RIGHTS_FIELDS",
+    "CpuStateFact",
     "ModuleCodeFact",
     "PageRightsFact",
+    "cpu_state",
     "module_code",
     "page_rights",
 ]
@@ -154,9 +157,37 @@ class PageRightsFact:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class CpuStateFact:
+    """The state of all vCPUs against that of their kernel's build."""
+
+    look: CpuLook
+
+    def to_json(self) -> dict[str, Json]:
+        """Return the fact `cpu_state`."""
+        look = self.look
+        found = [deviation.to_json() for deviation in look.deviations]
+        return {
+            "booting": look.booting,
+            "count": look.count,
+            "running": look.running,
+            "starting": list(look.starting),
+            "checked": dict(look.checked),
+            "unread": dict(look.unread),
+            "required_cr4": hex(look.required_cr4),
+            "deviations": found[:_LONGEST_LIST],
+            "deviations_left_out": max(0, len(found) - _LONGEST_LIST),
+        }
+
+
 def page_rights(guest: Guest, now: float) -> PageRightsFact:
     """Read the fact `page_rights`."""
     return PageRightsFact(read_page_rights(guest, now=now))
+
+
+def cpu_state(guest: Guest, now: float) -> CpuStateFact:
+    """Read the fact `cpu_state`."""
+    return CpuStateFact(read_cpu_state(guest, guest.cpu_expectations, now=now))
 
 
 def module_code(guest: Guest, now: float) -> ModuleCodeFact:
