@@ -35,6 +35,7 @@ from affiant.kernel.protection_facts import (
     page_rights,
 )
 from affiant.kernel.syscalls import read_syscall_tables
+from affiant.kernel.system_registers import SYSTEM_REGISTERS_FIELDS, system_registers
 from affiant.kernel.tasks import read_task_view
 from affiant.model.errors import AffiantError, UnavailableError
 
@@ -218,6 +219,13 @@ FACTS: Final[Mapping[str, FactDefinition]] = {
             "Control and debug registers, interrupt gates, descriptors and stacks against the build.",
             CPU_STATE_FIELDS,
             cpu_state,
+        ),
+        FactDefinition(
+            "system_registers",
+            1,
+            "Registers of system calls, per-CPU data and memory types against the build, all of one moment.",
+            SYSTEM_REGISTERS_FIELDS,
+            system_registers,
         ),
         FactDefinition(
             "module_code",

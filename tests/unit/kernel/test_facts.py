@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from affiant.kernel.device_stream import parse_device_stream
 from affiant.kernel.facts import FACTS, Unavailable, collect
+from affiant.kernel.reference.module_files import module_files_beside, pack_module_files
+from affiant.kernel.saved_cpu import SavedCpus
 from affiant.model.errors import UnavailableError
-from tests.unit.kernel.synthetic_guest import PROCESS_ROOT, RAM_SIZE, SYMBOLS, SyntheticGuest
+from tests.unit.kernel.device_stream_builder import SystemRegisters, device_stream
+from tests.unit.kernel.synthetic_guest import PROCESS_ROOT, RAM_SIZE, SYMBOLS, SyntheticGuest, make_reference
 
 
 def walk(value: Any) -> Any:
@@ -20,6 +25,24 @@ def walk(value: Any) -> Any:
     children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     for child in children:
         yield from walk(child)
+
+
+def test_every_fact_is_json_with_documented_fields(tmp_path: Path) -> None:
+    reference = make_reference()
+    reference.path = tmp_path / "kernel.reference"
+    module_files_beside(reference.path).write_bytes(pack_module_files([]))
+    guest = SyntheticGuest(reference=reference)
+    saved = parse_device_stream(device_stream(guest.cpus, [SystemRegisters()]), guest.cpus)
+    facts = collect(guest.open().with_saved(SavedCpus(0.0, saved)), FACTS, now=0)
+    for name, definition in FACTS.items():
+        document = facts[name].to_json()
+        assert json.loads(json.dumps(document)) == document
+        assert set(document) == set(definition.fields), name
+        for value in walk(document):
+            assert value is None or isinstance(value, str | int | bool | list | dict)
+            assert not isinstance(value, int) or abs(value) < 1 << 53, name
+        assert definition.version >= 1
+        assert definition.description.endswith(".")
 
 
 def test_the_identity_names_kernel_reference_and_place() -> None:
