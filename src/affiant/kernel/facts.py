@@ -37,6 +37,7 @@ from affiant.kernel.protection_facts import (
 from affiant.kernel.syscalls import read_syscall_tables
 from affiant.kernel.system_registers import SYSTEM_REGISTERS_FIELDS, system_registers
 from affiant.kernel.tasks import read_task_view
+from affiant.kernel.trace_callbacks_fact import TRACE_CALLBACKS_FIELDS, trace_callbacks
 from affiant.model.errors import AffiantError, UnavailableError
 
 __all__ = ["FACTS", "Fact", "FactDefinition", "Unavailable", "collect"]
@@ -240,6 +241,13 @@ FACTS: Final[Mapping[str, FactDefinition]] = {
             "Who owns each executable page above the kernel image, and whether it holds what it may.",
             EXECUTABLE_PAGES_FIELDS,
             executable_pages,
+        ),
+        FactDefinition(
+            "trace_callbacks",
+            1,
+            "Functions that tracepoints and perf events call, and tracepoints against what was linked.",
+            TRACE_CALLBACKS_FIELDS,
+            trace_callbacks,
         ),
     )
 }

@@ -27,6 +27,7 @@ from affiant.kernel.site_content.outside import Outside
 from affiant.kernel.slide import KERNEL_MAP, KernelLocation, address_spaces, locate_kernel, still_there
 from affiant.kernel.syscalls import ExpectedTable, expected_tables
 from affiant.kernel.text import CodeRegion, rodata_regions, text_region
+from affiant.kernel.tracepoints import Tracepoints
 from affiant.kernel.vdso import VdsoImage, vdso_images
 from affiant.model.errors import AffiantError
 
@@ -47,6 +48,7 @@ class _Prepared:
         self.patience = Patience(lambda: grace_periods(program))
         self.module_judge: ModuleJudge | None = None
         self.page_owners: PageOwners | None = None
+        self.tracepoints: Tracepoints | None = None
 
     @cached_property
     def text(self) -> CodeRegion:
@@ -223,6 +225,13 @@ class Guest:
         if self._prepared.page_owners is None:
             self._prepared.page_owners = PageOwners(self)
         return self._prepared.page_owners
+
+    @property
+    def tracepoints(self) -> Tracepoints:
+        """The kernel's tracepoints, as its reference has them."""
+        if self._prepared.tracepoints is None:
+            self._prepared.tracepoints = Tracepoints(self)
+        return self._prepared.tracepoints
 
     @property
     def cpu_expectations(self) -> CpuExpectations:
