@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from affiant.kernel.bpf_programs_fact import BPF_PROGRAMS_FIELDS, bpf_programs
 from affiant.kernel.code_facts import COMPARISON_FIELDS, kernel_rodata, kernel_text
 from affiant.kernel.fact_values import (
     MOST_INVENTORY,
@@ -241,6 +242,13 @@ FACTS: Final[Mapping[str, FactDefinition]] = {
             "Who owns each executable page above the kernel image, and whether it holds what it may.",
             EXECUTABLE_PAGES_FIELDS,
             executable_pages,
+        ),
+        FactDefinition(
+            "bpf_programs",
+            1,
+            "Loaded BPF programs: what each calls, where it is entered from, and which are on no list.",
+            BPF_PROGRAMS_FIELDS,
+            bpf_programs,
         ),
         FactDefinition(
             "trace_callbacks",

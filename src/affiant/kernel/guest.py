@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 from weakref import ref
 
+from affiant.kernel.bpf_programs.callees import Callees
 from affiant.kernel.cpu import CpuState
 from affiant.kernel.cpu_state.look import CpuExpectations
 from affiant.kernel.event_log import EventLogCandidate, kernel_event_log, scan_for_event_logs
@@ -48,6 +49,7 @@ class _Prepared:
         self.patience = Patience(lambda: grace_periods(program))
         self.module_judge: ModuleJudge | None = None
         self.page_owners: PageOwners | None = None
+        self.bpf_callees: Callees | None = None
         self.tracepoints: Tracepoints | None = None
 
     @cached_property
@@ -225,6 +227,13 @@ class Guest:
         if self._prepared.page_owners is None:
             self._prepared.page_owners = PageOwners(self)
         return self._prepared.page_owners
+
+    @property
+    def bpf_callees(self) -> Callees:
+        """What BPF programs call, as far as it was decoded so far."""
+        if self._prepared.bpf_callees is None:
+            self._prepared.bpf_callees = Callees(self)
+        return self._prepared.bpf_callees
 
     @property
     def tracepoints(self) -> Tracepoints:

@@ -1,0 +1,104 @@
+"""Programs that processes hold by descriptors: whoever loaded one mostly does, or has pinned it to a file.
+
+kernel/bpf/syscall.c. Only files are looked at that lie in the kernel's direct map of RAM, as all of them do;
+where that begins is the guest's word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+
+from affiant.kernel.bpf_programs.survey import Survey
+from affiant.kernel.lists import list_entries
+from affiant.kernel.memory import MemoryFault
+from affiant.model.errors import MalformedError
+
+__all__ = ["survey_descriptors"]
+
+_TASK: Final = "struct task_struct"
+_FILES: Final = "struct files_struct"
+_TABLE: Final = "struct fdtable"
+_FILE: Final = "struct file"
+_EVENT: Final = "struct perf_event"
+_PROGRAMS: Final = ("bpf_prog_fops",)
+_LINKS: Final = ("bpf_link_fops", "bpf_link_fops_poll")
+_EVENTS: Final = ("perf_fops",)
+_MOST_TASKS: Final = 1 << 16
+_MOST_DESCRIPTORS: Final = 1 << 20  # of all processes; 8 MiB
+
+
+def survey_descriptors(survey: Survey) -> None:
+    """Note each program that a process holds, itself, by a link, or by a perf event."""
+    program = survey.program
+    base = program.find("page_offset_base")
+    if base is None or not survey.lists.symbols:
+        return  # without code of BPF, nobody holds a program
+    kinds = {
+        address: kind
+        for kind, names in (("program", _PROGRAMS), ("link", _LINKS), ("event", _EVENTS))
+        for name in names
+        if (address := program.find(name)) is not None
+    }
+    owners: list[str] = []
+    files: list[np.ndarray[tuple[int], np.dtype[np.uint64]]] = []
+    counts: list[int] = []
+    for owner, table in _tables(survey):
+        held = np.frombuffer(table, dtype="<u8")
+        held = held[held != 0]
+        owners.append(owner)
+        files.append(held)
+        counts.append(len(held))
+    if not files:
+        return
+    every = np.concatenate(files)
+    of = np.repeat(np.arange(len(owners)), counts)
+    places = every - np.uint64(survey.memory.word(base)) + np.uint64(program.offset(_FILE, "f_op"))
+    operations, there = survey.guest.memory.integers(places, 8)
+    # One may be gone by now; where none is, what was said of the direct map is not so.
+    survey.looked = int(np.count_nonzero(there))
+    if len(every) and not survey.looked:
+        raise MalformedError("no open file lies in the direct map")
+    wanted = there & np.isin(operations, np.array(list(kinds), dtype=np.uint64))
+    for index in np.flatnonzero(wanted).tolist():
+        _note(survey, kinds[int(operations[index])], int(every[index]), owners[of[index]])
+
+
+def _note(survey: Survey, kind: str, file: int, owner: str) -> None:
+    try:
+        held = survey.integer(_FILE, file, "private_data")
+        if kind == "link":
+            survey.note_link("descriptor of its link", owner, held)
+        elif kind == "event":
+            survey.note("descriptor of its event", owner, survey.integer(_EVENT, held, "prog"))
+        else:
+            survey.note("descriptor", owner, held)
+    except MemoryFault:
+        pass  # closed meanwhile
+
+
+def _tables(survey: Survey) -> Iterator[tuple[str, bytes]]:
+    """Yield the name of each process with the pointers to its open files."""
+    program = survey.program
+    link = program.offset(_TASK, "tasks")
+    head = program.address("init_task") + link
+    left = _MOST_DESCRIPTORS
+    for task in list_entries(survey.memory, head, offset=link, maximum=_MOST_TASKS):
+        survey.memory.budget.step()
+        try:
+            files = survey.integer(_TASK, task, "files")
+            if not files:
+                continue
+            table = survey.integer(_FILES, files, "fdt")
+            count = survey.integer(_TABLE, table, "max_fds")
+            left -= count
+            if left < 0:
+                raise MalformedError(f"processes have more than {_MOST_DESCRIPTORS} descriptors")
+            name = survey.text(task + program.offset(_TASK, "comm"))
+            pid = survey.integer(_TASK, task, "pid")
+            first = survey.integer(_TABLE, table, "fd")
+            yield f"process {pid} ({name})", survey.memory.read(first, 8 * count)
+        except MemoryFault:
+            continue  # it ends meanwhile

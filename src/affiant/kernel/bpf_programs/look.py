@@ -1,0 +1,310 @@
+"""All BPF programs of one moment: those on the kernel's list, and those that are entered and not on it.
+
+`PLACES` is the table of what is looked through; a row there adds one.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from affiant.kernel.bpf_programs.callees import Callees, Calls
+from affiant.kernel.bpf_programs.cgroups import survey_cgroups
+from affiant.kernel.bpf_programs.descriptors import survey_descriptors
+from affiant.kernel.bpf_programs.effects import effects_of
+from affiant.kernel.bpf_programs.links import listed_links, survey_links
+from affiant.kernel.bpf_programs.networks import survey_networks
+from affiant.kernel.bpf_programs.program_arrays import survey_program_arrays
+from affiant.kernel.bpf_programs.programs import ProgramDetails, is_of_kernel, program_details
+from affiant.kernel.bpf_programs.survey import LinkUse, Survey, Use
+from affiant.kernel.bpf_programs.symbols import survey_symbols
+from affiant.kernel.bpf_programs.tracing import survey_perf_events, survey_trace_events, survey_tracepoints
+from affiant.kernel.bpf_programs.trampolines import survey_trampoline_code, survey_trampolines
+from affiant.kernel.memory import MemoryFault
+from affiant.kernel.page_content.bpf_lists import (
+    BpfLists,
+    BpfProgram,
+    BpfSymbol,
+    program_functions,
+    read_bpf_lists,
+)
+from affiant.kernel.page_content.view import View
+from affiant.kernel.queries.snapshot import Budget, Snapshot
+from affiant.model.errors import AffiantError, MalformedError
+
+if TYPE_CHECKING:
+    from affiant.kernel.guest import Guest
+
+__all__ = ["PLACES", "BpfLook", "ListedProgram", "Unlisted", "read_bpf_programs"]
+
+PLACES: Final[Mapping[str, Callable[[Survey], None]]] = {
+    "symbols": survey_symbols,
+    "links": survey_links,
+    "trampolines": survey_trampolines,
+    "trampolines' code": survey_trampoline_code,
+    "tracepoints": survey_tracepoints,
+    "trace events": survey_trace_events,
+    "perf events": survey_perf_events,
+    "control groups": survey_cgroups,
+    "network devices": survey_networks,
+    "maps of programs": survey_program_arrays,
+    "descriptors": survey_descriptors,
+}
+"""Where programs are entered or named, and what notes them."""
+
+_Result = TypeVar("_Result")
+_ATTEMPTS: Final = 3
+_SECONDS: Final = 1.0  # of this thread's processor time, for all places
+_CALLS: Final = "calls"
+_MOST_NAMED: Final = 64  # unlisted programs that are looked at for their names and code
+
+
+@dataclass(frozen=True, slots=True)
+class ListedProgram:
+    """A program on `prog_idr`, with what its code calls (None: not decoded) and where it is entered from."""
+
+    details: ProgramDetails
+    calls: Calls | None
+    effects: tuple[str, ...]
+    uses: tuple[Use, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Unlisted:
+    """A program or link that something leads to, and that is not on the kernel's list of them.
+
+    `what` is program or link, `address` its structure or, of a program of which nothing else is known, its
+    code. `uses` is what leads to it.
+    """
+
+    what: str
+    address: int
+    name: str
+    uses: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BpfLook:
+    """One look. `looked` counts places by kind; `unread` says of which kinds nothing is known, and why.
+
+    `unlisted` have lasted; `settling` are told as the same and have not lasted yet.
+    """
+
+    programs: tuple[ListedProgram, ...]
+    links: int
+    looked: Mapping[str, int]
+    unlisted: tuple[Unlisted, ...]
+    settling: tuple[Unlisted, ...]
+    unread: Mapping[str, str]
+
+
+class _Functions:
+    """Functions of programs, to be looked up by an address in them."""
+
+    def __init__(self, functions: Iterable[BpfProgram]) -> None:
+        self._sorted = sorted(functions, key=lambda each: each.start)
+
+    def owner_of(self, code: int) -> int:
+        """Return the program whose function an address lies in, 0 for none."""
+        place = bisect_right(self._sorted, code, key=lambda each: each.start)
+        found = self._sorted[place - 1] if place else None
+        return found.structure if found and code - found.start < found.size else 0
+
+
+class _Symbols:
+    """Symbols of generated code, to be looked up by an address in them."""
+
+    def __init__(self, symbols: Iterable[BpfSymbol]) -> None:
+        self._sorted = sorted(symbols, key=lambda each: each.start)
+
+    def beginning(self, code: int) -> int:
+        """Return where the code of a symbol begins that an address lies in, or the address itself."""
+        place = bisect_right(self._sorted, code, key=lambda each: each.start)
+        found = self._sorted[place - 1] if place else None
+        return found.start if found and code < found.end else code
+
+
+@dataclass(slots=True, eq=False)
+class _Known:
+    """What the lists name: programs and links by address, and the programs' functions."""
+
+    programs: set[int]
+    functions: _Functions
+    links: set[int]
+
+
+def read_bpf_programs(guest: Guest, callees: Callees, *, now: float) -> BpfLook:
+    """Look at the lists, at every place, and at the lists again: what came or went meanwhile is no stranger.
+
+    Raises MemoryFault or MalformedError when the list of programs cannot be followed in three attempts.
+    """
+    view = View(guest)
+    budget = Budget(seconds=_SECONDS, clock=time.thread_time)
+    before = _attempt(partial(_lists, guest, budget))
+    surveys: dict[str, Survey] = {}
+    unread: dict[str, str] = {}
+    for name, look in PLACES.items():
+        try:
+            surveys[name] = _attempt(partial(_surveyed, guest, budget, before[0], look))
+        except AffiantError as error:
+            unread[name] = str(error)
+    after = _attempt(partial(_lists, guest, budget))
+    known = _Known(
+        {*before[0].loaded, *after[0].loaded},
+        _Functions({**before[0].programs, **after[0].programs}.values()),
+        {*before[1], *after[1]},
+    )
+    uses = [use for survey in surveys.values() for use in survey.uses]
+    links = [link for survey in surveys.values() for link in survey.links]
+    programs = _listed(guest, view, callees, after[0], uses, known, unread)
+    strangers = _unlisted(guest, known, uses, after[0]) | _unlisted_links(guest, known, links)
+    lasting = guest.patience.settled("bpf programs", set(strangers), now)
+    return BpfLook(
+        programs=programs,
+        links=len(after[1]),
+        looked={name: survey.looked for name, survey in surveys.items()},
+        unlisted=tuple(strangers[key] for key in sorted(lasting)),
+        settling=tuple(strangers[key] for key in sorted(strangers.keys() - lasting)),
+        unread=unread,
+    )
+
+
+def _lists(guest: Guest, budget: Budget) -> tuple[BpfLists, dict[int, int]]:
+    lists = read_bpf_lists(guest.program)
+    return lists, listed_links(Survey(guest, Snapshot(guest.program, budget), lists))
+
+
+def _surveyed(guest: Guest, budget: Budget, lists: BpfLists, look: Callable[[Survey], None]) -> Survey:
+    survey = Survey(guest, Snapshot(guest.program, budget), lists)
+    look(survey)
+    return survey
+
+
+def _attempt(work: Callable[[], _Result]) -> _Result:
+    for attempt in range(_ATTEMPTS):
+        try:
+            return work()
+        except (MemoryFault, MalformedError):
+            # Lists change while they are read; one that does so thrice is not to be read.
+            if attempt + 1 == _ATTEMPTS:
+                raise
+    raise AssertionError("unreachable")  # pragma: no cover
+
+
+def _unlisted(
+    guest: Guest, known: _Known, uses: Iterable[Use], lists: BpfLists
+) -> dict[tuple[str, int], Unlisted]:
+    """Return programs that are used and not listed; code is one with the program whose function it is."""
+    program = guest.program
+    stray = [use for use in uses if use.program and use.program not in known.programs]
+    functions: list[BpfProgram] = []
+    found: dict[int, list[Use]] = {}
+    names: dict[int, str] = {}
+    for use in stray:
+        if use.program not in found:
+            try:
+                if is_of_kernel(program, use.program):
+                    continue
+                if len(names) < _MOST_NAMED:
+                    names[use.program] = _name(program_details(program, use.program))
+                    functions += program_functions(program, use.program)
+            except AffiantError:
+                pass  # no program, then: told by its address
+        found.setdefault(use.program, []).append(use)
+    strangers = _Functions(functions)
+    symbols = _Symbols(lists.symbols.values())
+    for use in uses:
+        if use.code and not known.functions.owner_of(use.code):
+            owner = strangers.owner_of(use.code) or symbols.beginning(use.code)
+            symbol = lists.symbols.get(owner)
+            names.setdefault(owner, symbol.name if symbol else "")
+            found.setdefault(owner, []).append(use)
+    return {
+        ("program", address): Unlisted("program", address, names.get(address, ""), _told(each))
+        for address, each in found.items()
+    }
+
+
+def _unlisted_links(guest: Guest, known: _Known, links: Iterable[LinkUse]) -> dict[tuple[str, int], Unlisted]:
+    found: dict[int, list[LinkUse]] = {}
+    for link in links:
+        if link.link not in known.links and not _without_id(guest, link):
+            found.setdefault(link.link, []).append(link)
+    return {
+        ("link", address): Unlisted("link", address, each[0].where, _told(each))
+        for address, each in found.items()
+    }
+
+
+def _without_id(guest: Guest, link: LinkUse) -> bool:
+    """Tell whether a link has no id by right: that of a program of the kernel's own."""
+    try:
+        return not link.id and bool(link.program) and is_of_kernel(guest.program, link.program)
+    except AffiantError:
+        return False
+
+
+def _told(uses: Iterable[Use | LinkUse]) -> tuple[tuple[str, str], ...]:
+    return tuple(dict.fromkeys((use.what, use.where) for use in uses))
+
+
+def _name(details: ProgramDetails) -> str:
+    return details.name or f"{details.kind} {details.tag}"
+
+
+def _listed(
+    guest: Guest,
+    view: View,
+    callees: Callees,
+    lists: BpfLists,
+    uses: Iterable[Use],
+    known: _Known,
+    unread: dict[str, str],
+) -> tuple[ListedProgram, ...]:
+    by_program: dict[int, list[Use]] = {}
+    for use in uses:
+        owner = use.program or known.functions.owner_of(use.code)
+        by_program.setdefault(owner, []).append(use)
+    callees.begin()
+    functions: dict[int, list[BpfProgram]] = {}
+    for function in lists.programs.values():
+        functions.setdefault(function.structure, []).append(function)
+    programs: list[ListedProgram] = []
+    failed: dict[int, tuple[ProgramDetails | None, str]] = {}
+    torn: dict[int, ListedProgram] = {}
+    for address in lists.loaded:
+        details = None
+        try:
+            details = program_details(guest.program, address, functions.get(address, ()))
+            calls = callees.of(view, details.functions)
+        except (MemoryFault, MalformedError) as error:
+            failed[address] = details, str(error)
+            continue
+        if calls is None:
+            unread[_CALLS] = "more code than one look reads, or decodes anew; the next goes on"
+        found = _with_uses(details, calls, by_program)
+        if calls is None or calls.whole:
+            programs.append(found)
+        else:
+            torn[address] = found
+    # Of what could not be read, or not to its end, what is gone by now was freed meanwhile.
+    still = set(_attempt(partial(read_bpf_lists, guest.program)).loaded) if failed or torn else set()
+    programs += [torn[address] for address in torn.keys() & still]
+    for address in failed.keys() & still:
+        details, reason = failed[address]
+        unread[_CALLS] = f"the program at {address:#x}: {reason}"
+        if details is not None:
+            programs.append(_with_uses(details, None, by_program))
+    return tuple(sorted(programs, key=lambda each: each.details.id))
+
+
+def _with_uses(
+    details: ProgramDetails, calls: Calls | None, uses: Mapping[int, Sequence[Use]]
+) -> ListedProgram:
+    names = calls.names if calls else ()
+    effects = effects_of(names, kind=details.kind, attach_type=details.attach_type)
+    return ListedProgram(details, calls, effects, tuple(uses.get(details.address, ())))

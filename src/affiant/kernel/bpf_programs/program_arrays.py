@@ -1,0 +1,48 @@
+"""Maps of programs, which tail calls jump through (kernel/bpf/arraymap.c)."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from affiant.kernel.bpf_programs.survey import Survey
+from affiant.kernel.queries.places import named_type
+from affiant.kernel.queries.walks import make_walk
+from affiant.model.errors import MalformedError
+from affiant.model.query import Path, Structure, WalkQuery
+
+__all__ = ["survey_program_arrays"]
+
+_MAP: Final = "struct bpf_map"
+_ARRAY: Final = "struct bpf_array"
+_MAPS: Final = WalkQuery(
+    name="maps",
+    structure=Structure.XARRAY,
+    start=Path("map_idr", (), "struct idr"),
+    element=_MAP,
+    link=None,
+    fields=(),
+    most=65536,
+)
+_MOST_SLOTS: Final = 1 << 18  # of all maps together; 2 MiB
+
+
+def survey_program_arrays(survey: Survey) -> None:
+    """Note each program in a map of programs on the list of maps."""
+    program = survey.program
+    if program.find("map_idr") is None:
+        return
+    wanted = program.constant("BPF_MAP_TYPE_PROG_ARRAY")
+    walk = make_walk(program, _MAPS, named_type(program, _MAP), vcpus=1)
+    slots = 0
+    for index, address in walk(survey.memory):
+        if survey.integer(_MAP, address, "map_type") != wanted:
+            continue
+        count = survey.integer(_MAP, address, "max_entries")
+        slots += count
+        if slots > _MOST_SLOTS:
+            raise MalformedError(f"maps of programs have more than {_MOST_SLOTS} places")
+        survey.looked += count
+        first = address + program.offset(_ARRAY, "ptrs")
+        words = memoryview(survey.memory.read(first, 8 * count)).cast("Q")
+        for place, held in enumerate(words):
+            survey.note("tail call", f"map {index}, place {place}", held)

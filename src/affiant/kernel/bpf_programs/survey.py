@@ -1,0 +1,86 @@
+"""What is noted while one kind of places is looked through: programs that are entered from there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from affiant.kernel.program import KernelProgram
+from affiant.kernel.queries.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from affiant.kernel.guest import Guest
+    from affiant.kernel.page_content.bpf_lists import BpfLists
+
+__all__ = ["LinkUse", "Survey", "Use"]
+
+_LINK: Final = "struct bpf_link"
+_LONGEST_NAME: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """A program is entered from, or named by, `where`, which is a `what`.
+
+    `program` is its `struct bpf_prog`; where that is 0, only its code is known, which starts before or at
+    `code`.
+    """
+
+    what: str
+    where: str
+    program: int = 0
+    code: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LinkUse:
+    """A `struct bpf_link` by which `what` at `where` holds its program; `id` as it says itself."""
+
+    what: str
+    where: str
+    link: int
+    id: int
+    program: int
+
+
+@dataclass(slots=True, eq=False)
+class Survey:
+    """One kind of places of one guest, at one moment: guest memory is hostile, and what is noted is its word.
+
+    `looked` counts the places that were there to be looked at, in use or not.
+    """
+
+    guest: Guest
+    memory: Snapshot
+    lists: BpfLists
+    looked: int = 0
+    uses: list[Use] = field(default_factory=list)
+    links: list[LinkUse] = field(default_factory=list)
+
+    @property
+    def program(self) -> KernelProgram:
+        """The kernel's symbols and types; its memory is read through `memory`."""
+        return self.guest.program
+
+    def integer(self, kind: str, address: int, path: str) -> int:
+        """Return a member of the structure at an address: a pointer, or a number without sign."""
+        member = self.program.member(kind, path)
+        return int.from_bytes(self.memory.read(address + member.offset, member.size), "little")
+
+    def text(self, address: int) -> str:
+        """Return the name at an address, its first 64 bytes; "" for a null pointer."""
+        return self.memory.text(address, _LONGEST_NAME).decode("utf-8", "backslashreplace") if address else ""
+
+    def note(self, what: str, where: str, program: int) -> None:
+        """Note that `where` leads to the `struct bpf_prog` at an address; nothing for a null pointer."""
+        if program:
+            self.memory.budget.step()
+            self.uses.append(Use(what, where, program))
+
+    def note_link(self, what: str, where: str, link: int) -> None:
+        """Note the program that `where` leads to through the `struct bpf_link` at an address, if any."""
+        if not link:
+            return
+        program = self.integer(_LINK, link, "prog")
+        self.note(what, where, program)
+        self.links.append(LinkUse(what, where, link, self.integer(_LINK, link, "id"), program))
