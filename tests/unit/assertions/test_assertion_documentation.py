@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from affiant.assertions.authoring import load, problems
+from affiant.assertions.bundle import packaged_library
+from affiant.assertions.documentation import LIBRARY, SECTIONS, missing_sections, page, pages, sections
 from affiant.assertions.engine import Engine
 from affiant.assertions.language import LANGUAGE
 from affiant.assertions.limits import DEFAULT_LIMITS
@@ -14,6 +17,38 @@ from affiant.kernel.facts import FACTS
 from affiant.model.outcome import Outcome
 
 DOCS = Path(__file__).parents[3] / "docs"
+
+
+def library_pages() -> dict[str, str]:
+    return pages(packaged_library(), FACTS.values(), title="The library", scripts=LIBRARY)
+
+
+def test_every_rule_has_all_sections_and_a_page_that_shows_them():
+    bundle = packaged_library()
+    made = library_pages()
+    assert made.keys() == {"README.md", "facts.md", *(f"{script.name}.md" for script in bundle.scripts)}
+    for script in bundle.scripts:
+        assert not missing_sections(script)
+        text = " ".join(made[f"{script.name}.md"].split())
+        assert script.sentence in text
+        for title, heading in SECTIONS.items():
+            assert f"## {heading} {sections(script)[title]}" in text
+        assert f"[{script.name}]({script.name}.md)" in made["README.md"]
+
+
+def test_a_missing_or_empty_section_is_named():
+    script = packaged_library().scripts[0]
+    bare = replace(script, documentation="A summary.\n\nClaims: something.\nWhy:\nReads: it.")
+    assert sections(bare) == {"": "A summary.", "Claims": "something.", "Why": "", "Reads": "it."}
+    assert missing_sections(bare) == ("Why", "Cannot see", "Kernels")
+
+
+def test_a_technique_leads_to_its_page():
+    script = packaged_library().scripts[0]
+    assert "(https://attack.mitre.org/techniques/T1547/006/)" in page(
+        replace(script, technique="T1547.006"), scripts=""
+    )
+    assert "| technique | none fits |" in page(replace(script, technique=""), scripts="")
 
 
 GUIDE = (DOCS / "assertions.md").read_text("utf-8")

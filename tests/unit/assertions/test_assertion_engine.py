@@ -207,6 +207,16 @@ def test_missing_starlark_names_the_package(monkeypatch):
     assert caught.value.name == "starlark"
 
 
+def test_starlark_never_enters_this_process(bundle_of):
+    """A program that judges does not have the evaluator mapped into its own memory."""
+    code = (
+        "import sys; from affiant.assertions.bundle import packaged_library;"
+        "from affiant.assertions.engine import judge; judge(packaged_library(), {});"
+        "sys.exit(any('starlark' in line for line in open('/proc/self/maps')) or 'starlark' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_the_worker_holds_one_descriptor_no_environment_and_no_privileges():
     with Worker(DEFAULT_LIMITS) as worker:
         process = Path(f"/proc/{worker.process_id}")

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from affiant.assertions.bundle import compile_bundle, make_bundle
+from affiant.assertions.bundle import compile_bundle, library_file, make_bundle, packaged_library
 from affiant.assertions.bundle_file import (
     MOST_BUNDLE_BYTES,
     BundledRule,
@@ -43,6 +43,14 @@ def raw(key: int, value: object) -> bytes:
 
 def test_a_bundle_is_read_as_it_was_written():
     assert decode_bundle(encode_bundle(FILE)) == FILE
+
+
+def test_the_library_is_a_bundle_file_like_any_other():
+    file = library_file()
+    assert decode_bundle(encode_bundle(file)) == file
+    library = packaged_library()
+    assert (library.name, library.version, library.digest) == (file.name, 1, file.digest)
+    assert len(encode_bundle(file)) < MOST_BUNDLE_BYTES / 4
 
 
 @pytest.mark.parametrize(
