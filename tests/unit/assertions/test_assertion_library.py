@@ -110,6 +110,7 @@ def test_no_rule_holds_on_an_answer_that_says_nothing(engine, asked):
             {"tables": [{"name": "sys_call_table", "entries": 0, "unread": 451, "dispatch": "table"}]},
             "sys_call_table was not seen: 451 entries could not be read",
         ),
+        ("write_protection_on", "cpus", {"cpus": []}, "nothing was looked at"),
     ],
 )
 def test_a_partial_look_is_inconclusive(engine, rule, fact, change, reason):
@@ -145,12 +146,25 @@ def test_a_partial_look_is_inconclusive(engine, rule, fact, change, reason):
         ),
         ("modules_listed", "modules", {"unowned_left_out": 1}, "modules"),
         ("modules_listed", "modules", {"unlisted_left_out": 1}, "modules"),
+        (
+            "page_tables_shared",
+            "page_rights",
+            {"tasks": 600, "cpu_tables": {"cpu 0": "", "cpu 1": "kernel"}},
+            "page tables of cpu 0",
+        ),
     ],
 )
 def test_each_way_of_being_wrong_is_a_violation(engine, rule, fact, change, subject):
     result, _ = replay(engine, _healthy(rule, fact, change))
     assert result.outcome is Outcome.VIOLATED
     assert [finding.subject for finding in result.findings] == [subject]
+
+
+def test_a_processor_that_is_not_up_yet_is_no_violation(engine):
+    recording = copy.deepcopy(RECORDINGS["write_protection_on.healthy"])
+    recording.facts["cpus"]["cpus"][1] |= {"cr0": "0x60000010", "write_protect": False}
+    result, differences = replay(engine, recording)
+    assert (result.outcome, result.looked_at, differences) == (Outcome.HOLDS, 1, ())
 
 
 def test_a_kernel_without_modules_is_healthy(engine):
