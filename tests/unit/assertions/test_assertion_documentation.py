@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.resources
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -95,3 +96,25 @@ def test_the_guide_names_every_observation_and_header():
         assert f"`{name}(" in GUIDE
     for name in ("NAME", "VERSION", "SENTENCE", "SEVERITY", "TECHNIQUE", "MODE", "FACTS"):
         assert f"| `{name}` |" in GUIDE
+
+
+def test_the_guides_script_with_a_query_judges_a_recorded_machine_as_the_library_does(tmp_path):
+    path = tmp_path / "keys_unheard.star"
+    path.write_text(_fences("python")[1])
+    assert problems(path, known_facts=FACTS) == ()
+    _, bundle = load(path)
+    library = Path(str(importlib.resources.files("affiant.assertions") / "library"))
+    outcomes = {}
+    with Engine(bundle) as engine:
+        for recording in recordings_beside(library / "keyboard_notifiers_owned.star"):
+            (answer,) = recording.facts.values()
+            (result,) = engine.judge({"keys_unheard.notifiers": answer})
+            outcomes[recording.case] = result.outcome
+    assert outcomes == {"healthy": Outcome.HOLDS, "keylogger": Outcome.VIOLATED}
+
+
+def test_a_page_says_what_is_asked_of_the_kernel():
+    (script,) = (script for script in packaged_library().scripts if script.name == "usermode_helpers_known")
+    made = page(script, scripts=LIBRARY)
+    assert "| query `modprobe_path` | modprobe_path as text |" in made
+    assert "| facts |" not in made
