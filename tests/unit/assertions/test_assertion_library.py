@@ -213,3 +213,12 @@ def test_a_recorded_fact_set_replays_bit_for_bit(engine, other_engine, name, tmp
         (after,) = other_engine.judge(facts, only=[recording.script])
         assert after == before
     assert recorded_facts_text("again", read_facts(again)) == again.read_text()
+
+
+@pytest.mark.parametrize("gone", ["cred_user", "cred_charged", "cred_uid"])
+def test_credentials_without_an_owner_are_a_finding_and_no_fault_of_the_rule(engine, gone):
+    facts = copy.deepcopy(RECORDINGS["credentials_consistent.healthy"].facts)
+    facts["credentials_consistent.tasks"]["elements"][0][gone] = None
+    (result,) = engine.judge(facts, only=["credentials_consistent"])
+    assert result.outcome is Outcome.VIOLATED
+    assert len(result.findings) == 1
