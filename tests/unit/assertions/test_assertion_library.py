@@ -201,6 +201,12 @@ def _healthy(rule: str, fact: str, change: dict[str, object]) -> Recording:
     return recording
 
 
+def test_every_built_in_fact_has_a_rule():
+    """What is looked at by nobody would be collected and kept for nothing."""
+    read = {fact for script in packaged_library().scripts for fact in script.facts}
+    assert read == set(FACTS)
+
+
 @pytest.mark.parametrize("name", RECORDINGS)
 def test_a_recorded_fact_set_replays_bit_for_bit(engine, other_engine, name, tmp_path):
     """Another worker, and another way of the facts onto disk and back: the same verdict in every letter."""
