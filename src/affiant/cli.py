@@ -22,7 +22,10 @@ from affiant.model.errors import AffiantError, UnavailableError
 __all__ = ["build_parser", "main"]
 
 # In the order in which `affiant --help` lists them.
-_DOORS = ("kernel",)
+_DOORS = (
+    "relying_party",
+    "kernel",
+)
 
 
 _DESCRIPTION = "Runtime attestation for Linux virtual machines."
