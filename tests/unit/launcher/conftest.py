@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import socket
+import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,11 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from affiant.launcher import image as image_module
 from affiant.launcher.children import Child
 from affiant.launcher.gateway import Execute, Gateway
+from affiant.launcher.image import Image, prepare_image
 from affiant.launcher.swtpm import SwtpmConnection, start_swtpm
 from affiant.launcher.vtpm_ca import VtpmAuthority, manufacture, prepare_authority
 from tests.unit.launcher.fake_qemu import FakeQemu, read_pcr
+from tests.unit.launcher.small_image import SMALL
 
 RECORD = b"launch record of the tests" * 100
 
@@ -86,3 +90,17 @@ def bench(tmp_path: Path, authority: VtpmAuthority, manufactured: Path) -> Itera
         child.stop()
         thread.join(5)
         assert not thread.is_alive()
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Image]]:
+    for program in ("bwrap", "setpriv", "prlimit", "ldd"):
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is not installed (packages bubblewrap, util-linux, libc-bin)")
+    # Not below pytest's own folder, which other users cannot enter.
+    with tempfile.TemporaryDirectory(prefix="affiant-images-") as folder:
+        Path(folder).chmod(0o755)
+        image = prepare_image(SMALL, Path(folder))
+        yield Path(folder), image
+        image_module._remove(Path(folder))
+        Path(folder).mkdir()
