@@ -26,6 +26,7 @@ _DOORS = (
     "relying_party",
     "kernel",
     "service",
+    "launcher",
     "relay",
 )
 
