@@ -12,6 +12,7 @@ from affiant.model.errors import AffiantError, EvidenceError, UnavailableError
 from affiant.model.evidence import QuoteEvidence
 from affiant.monitor.courier_client import CourierClosedError, ServiceRefusedError
 from affiant.monitor.session import BootEvidence
+from affiant.monitor.watch import Look
 from affiant.wire.courier import Ask
 from affiant.wire.enclave_report import sign_enclave_report
 from affiant.wire.launch_record import encode_launch_record
@@ -146,6 +147,10 @@ class RecordedKernel:
     facts: Mapping[str, object]
     reference: bytes = REFERENCE
     looks: int = 0
+
+    def look(self, *, everything: bool = False) -> Look:
+        self.looks += 1
+        return Look(self.engine.judge(self.facts), self.reference, self.facts)
 
     def forget_boot(self) -> None:
         """Nothing of it is remembered."""
