@@ -90,6 +90,25 @@ def test_missing_package_is_told() -> None:
         collect_sources(replace(SMALL, distributions=("no-such-package",)))
 
 
+def test_monitor_and_relay_hold_what_they_need_and_nothing_of_each_other() -> None:
+    monitor = {source.path for source in collect_sources(MONITOR)}
+    relay = {source.path for source in collect_sources(RELAY)}
+    assert any("affiant/monitor/__main__.py" in path for path in monitor)
+    assert any(path.endswith(".star") for path in monitor)
+    assert any("site-packages/drgn/" in path for path in monitor)
+    assert any("affiant/relay/__main__.py" in path for path in relay)
+    for foreign in (
+        "site-packages/httpx/",
+        "affiant/relay/",
+        "affiant/service/",
+        "affiant/launcher/",
+        "affiant/vm/",
+    ):
+        assert not [path for path in monitor if foreign in path]
+    for foreign in ("site-packages/drgn/", "affiant/monitor/", "affiant/service/", "affiant/launcher/"):
+        assert not [path for path in relay if foreign in path]
+
+
 @pytest.mark.slow
 def test_everything_the_monitor_imports_is_in_its_image(tmp_path: Path) -> None:
     """The whole image, made for real: the monitor's and the relay's programs start in it."""
