@@ -1,0 +1,64 @@
+"""What the words of `affiant rules` mean: which folder, which key, which moment."""
+
+from __future__ import annotations
+
+import getpass
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from securesystemslib.signer import CryptoSigner
+
+    from affiant.publishing.folder import RulesFolder
+
+__all__ = ["current_time", "moment", "open_folder", "open_signer", "passphrase"]
+
+_UNITS = {"m": 60, "h": 3_600, "d": 86_400}
+
+
+def open_folder(named: Path | None) -> RulesFolder:
+    """Return the repository that was named, or this host's."""
+    from affiant.folders import rules_folder
+    from affiant.publishing.folder import RulesFolder
+
+    return RulesFolder(named or rules_folder())
+
+
+def open_signer(path: Path, passphrase_file: Path | None) -> CryptoSigner:
+    """Return the signer whose private key is in a file, and whose passphrase is there or asked for."""
+    from affiant.publishing.keys import read_signer
+
+    return read_signer(path, passphrase=passphrase(passphrase_file, path))
+
+
+def passphrase(file: Path | None, key: Path) -> Callable[[], bytes]:
+    """Return what tells the passphrase of `key`: a file, or a person."""
+    from affiant.model.errors import SetupError
+
+    def ask() -> bytes:
+        if file is None:
+            return getpass.getpass(f"passphrase of {key.name}: ").encode()
+        try:
+            return file.read_bytes().rstrip(b"\n")
+        except OSError as error:
+            raise SetupError(f"{file} cannot be read: {error.strerror}") from None
+
+    return ask
+
+
+def current_time() -> int:
+    """Return seconds since the epoch by this host's clock."""
+    return int(time.time())
+
+
+def moment(text: str) -> int:
+    """Return seconds since the epoch for `+30m`, `+12h`, `+7d`, or a date and time of ISO 8601 (UTC)."""
+    from datetime import UTC, datetime
+
+    if match := re.fullmatch(r"\+([0-9]{1,6})([mhd])", text):
+        return current_time() + int(match[1]) * _UNITS[match[2]]
+    found = datetime.fromisoformat(text)
+    return int((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp())
