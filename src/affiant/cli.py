@@ -24,6 +24,7 @@ __all__ = ["build_parser", "main"]
 # In the order in which `affiant --help` lists them.
 _DOORS = (
     "vm",
+    "inspect",
     "relying_party",
     "publishing",
     "kernel",
