@@ -26,6 +26,7 @@ _DOORS = (
     "vm",
     "inspect",
     "relying_party",
+    "boot",
     "publishing",
     "kernel",
     "service",
