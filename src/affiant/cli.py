@@ -27,6 +27,7 @@ _DOORS = (
     "inspect",
     "relying_party",
     "boot",
+    "trial",
     "publishing",
     "kernel",
     "service",
