@@ -1,11 +1,11 @@
-# The command that matters is `make test`. It installs what it needs.
+# Two commands matter: `make demo` and `make test`. Each installs what it needs.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.synced
 
-.PHONY: help packages test-packages env check test format clean
+.PHONY: help packages test-packages env demo check test format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -22,6 +22,9 @@ env: $(STAMP)  ## make the locked Python environment in .venv
 $(STAMP): pyproject.toml requirements/locked.txt scripts/make-environment
 	@scripts/make-environment $(VENV)
 	@touch $@
+
+demo: packages env  ## attest a real VM, tamper with it, see it refused
+	@$(BIN)/affiant demo $(ARGS)
 
 check: env  ## the quick gate: format, lint, types, imports, unit tests, docs
 	$(BIN)/ruff format --check .

@@ -23,6 +23,7 @@ __all__ = ["build_parser", "main"]
 
 # In the order in which `affiant --help` lists them.
 _DOORS = (
+    "demo",
     "vm",
     "inspect",
     "relying_party",
