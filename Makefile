@@ -37,6 +37,9 @@ check: env  ## the quick gate: format, lint, types, imports, unit tests, docs
 test: test-packages check  ## everything: the gate, then real VMs and servers
 	$(BIN)/pytest -m "vm or slow"
 
+tamper-report: packages env  ## try every way to tamper on every kernel; writes docs/tamper-report.md
+	@$(BIN)/python -m lab.tamper.report $(ARGS)
+
 format: env  ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix-only .
