@@ -40,6 +40,9 @@ test: test-packages check  ## everything: the gate, then real VMs and servers
 tamper-report: packages env  ## try every way to tamper on every kernel; writes docs/tamper-report.md
 	@$(BIN)/python -m lab.tamper.report $(ARGS)
 
+soak: packages env  ## look at healthy guests under load for long: ARGS="--minutes 30 --only NAME"
+	@$(BIN)/python -m lab.soak $(ARGS)
+
 format: env  ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix-only .
