@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.synced
 
-.PHONY: help packages test-packages env demo check test format clean
+.PHONY: help packages test-packages env demo check test bench format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -36,6 +36,9 @@ check: env  ## the quick gate: format, lint, types, imports, unit tests, docs
 
 test: test-packages check  ## everything: the gate, then real VMs and servers
 	$(BIN)/pytest -m "vm or slow"
+
+bench: packages env  ## measure against peers and physical limits; prints tables
+	$(BIN)/python -m benchmarks
 
 tamper-report: packages env  ## try every way to tamper on every kernel; writes docs/tamper-report.md
 	@$(BIN)/python -m lab.tamper.report $(ARGS)
