@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.synced
 
-.PHONY: help packages test-packages env demo check test bench format clean
+.PHONY: help packages test-packages env demo check test bench fuzz format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -45,6 +45,10 @@ tamper-report: packages env  ## try every way to tamper on every kernel; writes 
 
 soak: packages env  ## look at healthy guests under load for long: ARGS="--minutes 30 --only NAME"
 	@$(BIN)/python -m lab.soak $(ARGS)
+
+fuzz: env  ## look for inputs that break a reader, FUZZ_SECONDS (600) in all
+	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --group fuzz
+	@$(BIN)/python -m fuzz $(ARGS)
 
 format: env  ## format the code
 	$(BIN)/ruff format .
