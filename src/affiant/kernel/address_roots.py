@@ -111,12 +111,12 @@ def known_roots(program: KernelProgram, space: AddressSpace, leaves: Leaves) -> 
     listed = [node - tasks for node in _task_nodes(program, space, leaves, tasks)]
     # A hostile list leads to addresses so low that what holds them would begin below 0: those wrap.
     owners = np.array([task & _ALL for task in listed], dtype=np.uint64)
-    memories, there = _words(space, leaves, owners + np.uint64(mm))
+    memories, there = space.words(owners + np.uint64(mm), leaves)
     # One that is exiting may have no tables any more; what a CPU runs on is looked at through CR3.
     owners, memories = owners[there & (memories != 0)], memories[there & (memories != 0)]
     _, first = np.unique(memories, return_index=True)
     first.sort()  # each once, in the order of the list
-    tables, there = _words(space, leaves, memories[first] + np.uint64(pgd))
+    tables, there = space.words(memories[first] + np.uint64(pgd), leaves)
     physical, mapped = leaves.locate(tables)
     whole = there & mapped & (physical % np.uint64(PAGE_SIZE) == 0)
     roots = {
@@ -138,19 +138,10 @@ def _task_nodes(program: KernelProgram, space: AddressSpace, leaves: Leaves, off
     """Return where the list of tasks goes through them; walks it, unless each still leads to the next."""
     head = program.address("init_task") + offset
     before = program.lists.get(head, ())
-    following, there = _words(space, leaves, np.array((head, *before), dtype=np.uint64))
+    following, there = space.words(np.array((head, *before), dtype=np.uint64), leaves)
     if not (there.all() and following.tolist() == [*before, head]):
         before = program.lists[head] = tuple(list_entries(program, head, offset=0, maximum=_MOST_TASKS))
     return before
-
-
-def _words(
-    space: AddressSpace, leaves: Leaves, addresses: NDArray[np.uint64]
-) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
-    """Return the word at each address, and which of them could be read."""
-    physical, mapped = leaves.locate(addresses)
-    words, there = space.memory.integers(physical, 8)
-    return words, there & mapped
 
 
 def named_root(program: KernelProgram, root: Root) -> Root:

@@ -183,6 +183,17 @@ class AddressSpace:
             address, size = address + take, size - take
         return b"".join(parts)
 
+    def words(
+        self, addresses: NDArray[np.uint64], leaves: Leaves
+    ) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
+        """Return the little-endian 8-byte word at each address, where `leaves` of this space map it.
+
+        The second array tells which could be read: mapped, in RAM, and at a multiple of 8.
+        """
+        physical, mapped = leaves.locate(addresses)
+        words, there = self.memory.integers(physical, 8)
+        return words, there & mapped
+
     def extents(self, start: int, end: int) -> tuple[Extent, ...]:
         """Return the runs that [start, end) is mapped by; gaps are simply absent.
 

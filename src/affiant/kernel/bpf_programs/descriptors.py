@@ -1,7 +1,6 @@
 """Programs that processes hold by descriptors: whoever loaded one mostly does, or has pinned it to a file.
 
-kernel/bpf/syscall.c. Only files are looked at that lie in the kernel's direct map of RAM, as all of them do;
-where that begins is the guest's word.
+kernel/bpf/syscall.c. Files are found through the page tables, wherever a process says that they are.
 """
 
 from __future__ import annotations
@@ -33,8 +32,7 @@ _MOST_DESCRIPTORS: Final = 1 << 20  # of all processes; 8 MiB
 def survey_descriptors(survey: Survey) -> None:
     """Note each program that a process holds, itself, by a link, or by a perf event."""
     program = survey.program
-    base = program.find("page_offset_base")
-    if base is None or not survey.lists.symbols:
+    if not survey.lists.symbols:
         return  # without code of BPF, nobody holds a program
     kinds = {
         address: kind
@@ -55,12 +53,13 @@ def survey_descriptors(survey: Survey) -> None:
         return
     every = np.concatenate(files)
     of = np.repeat(np.arange(len(owners)), counts)
-    places = every - np.uint64(survey.memory.word(base)) + np.uint64(program.offset(_FILE, "f_op"))
-    operations, there = survey.guest.memory.integers(places, 8)
-    # One may be gone by now; where none is, what was said of the direct map is not so.
+    places = every + np.uint64(program.offset(_FILE, "f_op"))
+    space = survey.guest.kernel_space
+    operations, there = space.words(places, space.leaves())
+    # One may be gone by now; that all are is no kernel at work.
     survey.looked = int(np.count_nonzero(there))
     if len(every) and not survey.looked:
-        raise MalformedError("no open file lies in the direct map")
+        raise MalformedError("no open file of any process is mapped")
     wanted = there & np.isin(operations, np.array(list(kinds), dtype=np.uint64))
     for index in np.flatnonzero(wanted).tolist():
         _note(survey, kinds[int(operations[index])], int(every[index]), owners[of[index]])

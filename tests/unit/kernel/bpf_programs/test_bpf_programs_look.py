@@ -190,15 +190,20 @@ def test_code_that_no_look_had_time_for_is_told_as_unread_and_read_later(
     assert fact["programs"][0]["calls"] == ["bpf_probe_write_user"]
 
 
-def test_files_that_lie_nowhere_were_not_looked_at(world: BpfWorld) -> None:
-    """The guest says where its direct map of RAM begins."""
+def test_files_that_are_mapped_nowhere_were_not_looked_at(world: BpfWorld) -> None:
     assert first(world)["looked"]["descriptors"] == 3
     world.word(world.descriptors + 8, world.add(64, {0: 1 << 63, 8: world.files[0]}))
     assert first(world)["looked"]["descriptors"] == 1
-    world.word(HEADS["page_offset_base"] + SLIDE, 1 << 62)
+    world.word(world.descriptors + 8, world.add(64, {0: 1 << 63, 8: 1 << 63}))
     fact = first(world)
     assert "descriptors" in fact["unread"]
     assert "descriptors" not in fact["looked"]
+
+
+def test_where_the_direct_map_is_said_to_begin_hides_no_file(world: BpfWorld) -> None:
+    world.word(HEADS["page_offset_base"] + SLIDE, 1 << 62)
+    fact = first(world)
+    assert (fact["looked"]["descriptors"], fact["unread"]) == (3, {})
 
 
 def test_code_of_a_trampoline_that_is_not_read_to_its_end_is_not_taken_for_nothing(
