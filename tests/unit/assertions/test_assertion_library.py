@@ -118,6 +118,18 @@ def test_no_rule_holds_on_an_answer_that_says_nothing(engine, asked):
             "sys_call_table was not seen: 451 entries could not be read",
         ),
         ("write_protection_on", "cpus", {"cpus": []}, "nothing was looked at"),
+        (
+            "processors_as_built",
+            "cpu_state",
+            {"running": 2, "starting": [0, 1]},
+            "each of them is being started",
+        ),
+        (
+            "system_calls_as_built",
+            "system_registers",
+            {"running": 2, "starting": [0, 1]},
+            "each of them is being started",
+        ),
     ],
 )
 def test_a_partial_look_is_inconclusive(engine, rule, fact, change, reason):
