@@ -54,29 +54,35 @@ def _sight(live: LiveGuest, engine: Engine, technique: Technique, subject: str, 
     unconfirmed: list[str] = []
     seen = looks(live, engine, technique.rule, clock=clock, seconds=MOST_SECONDS)
     for number, (result, facts) in enumerate(seen, start=1):
-        told = _telling(technique, subject, result, facts)
-        if told is not None:
+        told = _telling(technique, subject, result)
+        if told is not None and _at_its_site(technique, subject, facts):
             (again,) = judge_one_moment(live, engine, [technique.rule], clock=clock)
-            if again.outcome is result.outcome:
+            if _telling(technique, subject, again) is not None:
                 return Sighting(technique, number, clock.now() - began, told)
-            unconfirmed.append(f"look {number}: {again.outcome.value} at one moment: {again.reason}")
-            print(unconfirmed[-1])
+            unconfirmed.append(f"look {number} told it, and at one moment it was {_verdict(again)}")
     raise AssertionError(
         f"{technique.name}: {technique.rule} does not tell {subject!r} within {MOST_SECONDS:.0f} s, "
-        f"but is {result.outcome.value}: {result.reason or result.findings}"
+        f"but is {_verdict(result)} {unconfirmed}"
     )
 
 
-def _telling(
-    technique: Technique, subject: str, result: AssertionResult, facts: dict[str, Any]
-) -> str | None:
-    """Return the words in which a technique is told, None while it is not."""
+def _verdict(result: AssertionResult) -> str:
+    return f"{result.outcome.value}: {result.reason or result.findings}"
+
+
+def _telling(technique: Technique, subject: str, result: AssertionResult) -> str | None:
+    """Return the words in which a result tells of a technique's subject, None if it does not."""
     if result.outcome is not technique.outcome:
         return None
     if technique.outcome is Outcome.INCONCLUSIVE:
         return result.reason if subject in result.reason else None
-    if technique.site:
-        sites = {(run["symbol"], run["site"]) for run in facts["kernel_text"]["unexplained"]}
-        if (subject, technique.site) not in sites:
-            return None
     return next((finding.subject for finding in result.findings if finding.subject.startswith(subject)), None)
+
+
+def _at_its_site(technique: Technique, subject: str, facts: dict[str, Any]) -> bool:
+    """Tell whether the fact names the patch site that a technique changes, where it changes one."""
+    if not technique.site:
+        return True
+    return (subject, technique.site) in {
+        (run["symbol"], run["site"]) for run in facts["kernel_text"]["unexplained"]
+    }
