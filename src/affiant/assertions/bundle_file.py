@@ -142,7 +142,7 @@ def _read_rule(rules: Fields, index: int) -> BundledRule:
     except ValueError as error:
         raise row.error("roll-out", str(error)) from None
     stated.close()
-    return BundledRule(name, row.text(1, "source", maximum=MOST_BUNDLE_BYTES), rollout)
+    return BundledRule(name, row.lines(1, "source", maximum=MOST_BUNDLE_BYTES), rollout)
 
 
 def _read_withdrawal(withdrawn: Fields, index: int) -> Withdrawal:

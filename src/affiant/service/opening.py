@@ -25,6 +25,7 @@ from affiant.service.trust_store import accepted_monitor_set, all_references, an
 from affiant.wire.challenge import verify_challenge
 from affiant.wire.heartbeat import first_heartbeat_nonce
 from affiant.wire.keys import load_point, thumbprint
+from affiant.wire.plain_text import plain
 from affiant.wire.seal import Direction, seal
 from affiant.wire.session_report import sign_session_report
 from affiant.wire.session_response import sign_session_response
@@ -193,7 +194,7 @@ def _report(
         session_key_thumbprint=thumbprint(attester.enclave_report.session_key),
         level=result.level,
         shortfalls=tuple(
-            dataclasses.replace(shortfall, explanation=shortfall.explanation[:_LONGEST_EXPLANATION])
+            dataclasses.replace(shortfall, explanation=plain(shortfall.explanation[:_LONGEST_EXPLANATION]))
             for shortfall in result.shortfalls
         ),
         claims=result.claims,

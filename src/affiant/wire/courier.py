@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 from affiant.wire.cbor import Item
 from affiant.wire.fields import Fields
+from affiant.wire.plain_text import plain
 from affiant.wire.rules_path import is_rules_path
 
 __all__ = [
@@ -114,7 +115,7 @@ def write_message(message: CourierMessage) -> Item:
         case Show(number, passport):
             return [_SHOW, number, passport]
         case Decline(number, reason):
-            return [_DECLINE, number, reason[:256]]
+            return [_DECLINE, number, plain(reason[:256])]
         case Fetch(number, path, maximum):
             return [_FETCH, number, path, maximum]
         case FetchAnswer(number, status, body):

@@ -29,6 +29,7 @@ from affiant.wire.claims import EAT_PROFILE, ISSUED, UEID, read_ueid
 from affiant.wire.cose import Signer
 from affiant.wire.fields import Fields
 from affiant.wire.keys import thumbprint
+from affiant.wire.plain_text import has_controls
 from affiant.wire.seal import MAX_PLAINTEXT, SEALED_SIZES, Direction, open_sealed, seal
 from affiant.wire.self_signed import (
     read_rules_used,
@@ -241,8 +242,9 @@ def _read_origins(ours: Fields) -> dict[str, str]:
             not isinstance(name, str)
             or not isinstance(origin, str)
             or max(len(name), len(origin)) > _MAX_NAME
+            or has_controls(name + origin)
         ):
-            raise ours.error("origins", "a name or an origin is no text of a sensible size")
+            raise ours.error("origins", "a name or an origin is no text of a sensible size in one line")
         origins[name] = origin
     return origins
 

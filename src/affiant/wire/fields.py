@@ -11,6 +11,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from affiant.model.errors import MalformedError
 from affiant.wire.cbor import Item, Key
+from affiant.wire.plain_text import has_controls
 
 __all__ = ["Fields"]
 
@@ -114,7 +115,14 @@ class Fields:
         return self.octets(key, field, size=32)
 
     def text(self, key: Key, field: str, *, minimum: int = 0, maximum: int = 256) -> str:
-        """Return text of `minimum` to `maximum` characters."""
+        """Return text of `minimum` to `maximum` characters, none of them a control character."""
+        value = self.lines(key, field, minimum=minimum, maximum=maximum)
+        if has_controls(value):
+            raise self.error(field, "a control character in it")
+        return value
+
+    def lines(self, key: Key, field: str, *, minimum: int = 0, maximum: int) -> str:
+        """Return text of `minimum` to `maximum` characters of any kind: what is made of lines."""
         value = self.item(key, field)
         if not isinstance(value, str):
             raise self.error(field, "not text")

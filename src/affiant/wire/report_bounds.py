@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from affiant.model.finding import Finding
 from affiant.model.runtime_report import AssertionReport, RulesFreshness, RuntimeReport, Violation
+from affiant.wire.plain_text import plain
 from affiant.wire.runtime_report import MAX_FINDINGS, MAX_RUNTIME_REPORT, MAX_TEXT
 
 __all__ = ["fit"]
@@ -30,8 +31,8 @@ def fit(report: RuntimeReport) -> RuntimeReport:
 
     Guaranteed: the first finding of each violation stays, with as many more as there is room for,
     `MAX_FINDINGS` at most; what is left out is counted in `more`; texts end in an ellipsis where
-    cut, and characters that have no encoding become question marks. A report within the bounds is
-    returned as it is.
+    cut, line breaks become spaces, and control characters and what has no encoding question marks. A
+    report within the bounds is returned as it is.
 
     Names of assertions are not cut: they come from the rules, not from the guest.
     """
@@ -75,8 +76,8 @@ def _fit_finding(finding: Finding, characters: int) -> Finding:
 
 
 def _cut(text: str, characters: int) -> str:
-    encodable = text.encode("utf-8", "replace").decode("utf-8")
-    return encodable if len(encodable) <= characters else encodable[: characters - 1] + "…"
+    said = plain(text)
+    return said if len(said) <= characters else said[: characters - 1] + "…"
 
 
 def _size(report: RuntimeReport) -> int:

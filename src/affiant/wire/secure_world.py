@@ -38,6 +38,7 @@ from affiant.wire.launcher_requests import (
     Resume,
 )
 from affiant.wire.pcrs import read_pcr_selection, read_pcr_values, write_pcr_values
+from affiant.wire.plain_text import plain
 
 __all__ = ["read_answer", "read_request", "write_answer", "write_failure", "write_request"]
 
@@ -146,8 +147,8 @@ def write_answer(request: Request[ResultT], result: ResultT) -> Item:
 
 
 def write_failure(kind: FailureKind, message: str) -> Item:
-    """Return the item that says why there is no result; a long message is cut at 256 characters."""
-    return [1, kind.value, message[:256]]
+    """Return the item that says why there is no result, in one line of at most 256 characters."""
+    return [1, kind.value, plain(message[:256])]
 
 
 def read_answer(request: Request[ResultT], item: Item) -> ResultT | Failure:
@@ -198,7 +199,7 @@ def _read_result(request: Request[object], parts: Fields) -> object:
 
 
 def _read_cpu(registers: Fields, index: int) -> str:
-    return registers.text(index, str(index), maximum=_MAX_CPU_TEXT)
+    return registers.lines(index, str(index), maximum=_MAX_CPU_TEXT)
 
 
 def _read_machine_state(fields: Fields) -> MachineState:

@@ -196,11 +196,11 @@ def test_the_rules_of_a_session_are_those_of_its_last_heartbeat(tmp_path: Path, 
     assert told() == ("", None, None, "")
     beat(3, RulesFreshness(1_500, False, ""))
     assert told() == ("web 3", 1_500, False, "")
-    beat(3, RulesFreshness(None, True, "timestamp.json: status 503: \x1b[2J"))
-    assert told() == ("web 3", None, True, "timestamp.json: status 503: \x1b[2J")
+    beat(3, RulesFreshness(None, True, "timestamp.json: status 503: \u202eb"))
+    assert told() == ("web 3", None, True, "timestamp.json: status 503: \u202eb")
     _, out, _ = run(capsys, "sessions", "--folder", folder)
     assert "web 3" in out
-    assert "rules trouble: timestamp.json: status 503: \\u001b[2J" in out
+    assert "rules trouble: timestamp.json: status 503: \\u202eb" in out
     beat(4, None)
     assert told() == ("web 4", None, None, "")
     _, out, _ = run(capsys, "sessions", "--folder", folder)

@@ -105,6 +105,7 @@ QUOTE_ITEM: dict[int, Item] = {1: b"attest", 2: b"signature", 3: b"public", 4: {
         (sw.Record(), [1, "angry", "message"]),
         (sw.Record(), [1, "refused"]),
         (sw.Record(), [1, "refused", "m" * 257]),
+        (sw.Record(), [1, "refused", "m\nm"]),
         (sw.Generation(), [0, -1]),
         (sw.Endorsement(), [0, {1: [], 2: b"ek"}]),
         (sw.Endorsement(), [0, {1: [b"c"] * 5, 2: b"ek", 3: b"ak"}]),
@@ -187,11 +188,21 @@ def test_courier_messages_round_trip(message: courier.CourierMessage) -> None:
         [3, 1, b"n" * 32, "g" * 257],
         [4, 1, b""],
         [5, 1, None],
+        [3, 1, b"n" * 32, "gate\n"],
+        [5, 1, "no session\0"],
     ],
 )
 def test_bent_courier_messages_are_refused(item: Item) -> None:
     with pytest.raises(MalformedError, match="courier message"):
         courier.read_message(item)
+
+
+def test_reasons_of_more_than_one_line_are_told_in_one() -> None:
+    """An error's words may have lines, or come from a relay: the channel that tells them goes on."""
+    item = over_the_wire(courier.write_message(courier.Decline(4, "no session:\nstatus\x1b")))
+    assert courier.read_message(item) == courier.Decline(4, "no session: status?")
+    item = over_the_wire(sw.write_failure(sw.FailureKind.REFUSED, "refused:\r\nno\0"))
+    assert sw.read_answer(sw.Record(), item) == sw.Failure(sw.FailureKind.REFUSED, "refused:  no?")
 
 
 @pytest.mark.parametrize(

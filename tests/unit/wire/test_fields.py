@@ -49,6 +49,19 @@ def test_texts_have_bounds(value: Item) -> None:
         fields({1: value}).text(1, "name", minimum=1, maximum=3)
 
 
+@pytest.mark.parametrize("value", ["a\0", "a\nb", "\t", "\x1b[2J", "\x7f", "a\x9b"])
+def test_texts_hold_no_control_characters(value: str) -> None:
+    """One NUL, and PostgreSQL takes no row that the text is in; a line break forges a line of a log."""
+    with pytest.raises(MalformedError, match="message: trouble: a control character"):
+        fields({1: value}).text(1, "trouble")
+    assert fields({1: value}).lines(1, "trouble", maximum=5) == value
+
+
+@pytest.mark.parametrize("value", ["na\u00efve \u2026", "\u202e", "\xa0", "\U0001f600"])
+def test_texts_of_any_language_are_texts(value: str) -> None:
+    assert fields({1: value}).text(1, "name") == value
+
+
 @pytest.mark.parametrize("value", [1, True, "2", None])
 def test_constants_are_compared_with_their_type(value: Item) -> None:
     reader = fields({1: value, 2: 0})

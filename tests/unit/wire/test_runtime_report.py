@@ -217,7 +217,7 @@ def flood(violations: int, findings: int, text: str) -> RuntimeReport:
     )
 
 
-@pytest.mark.parametrize("text", ["x" * 5000, "\U0001f600" * 256, "\udc80" * 10, "short"])
+@pytest.mark.parametrize("text", ["x" * 5000, "\U0001f600" * 256, "\udc80" * 10, "\0\x1b[2J", "short"])
 @pytest.mark.parametrize(("violations", "findings"), [(1, 1000), (10, 20), (200, 16), (MAX_VIOLATIONS, 16)])
 def test_a_flood_of_findings_cannot_silence_the_monitor(violations: int, findings: int, text: str) -> None:
     report = fit(flood(violations, findings, text))
@@ -229,6 +229,18 @@ def test_a_flood_of_findings_cannot_silence_the_monitor(violations: int, finding
         assert 1 <= len(violation.findings) <= MAX_FINDINGS
         assert len(violation.findings) + violation.more == findings + 5
         assert all(len(each.subject) <= MAX_TEXT for each in violation.findings)
+
+
+def test_a_report_with_a_text_that_no_database_takes_is_no_report() -> None:
+    """What is not made by `fit` is not signed, and nobody who reads one has such a text in hand."""
+    bent = replace(world.RUNTIME_REPORT, freshness=RulesFreshness(None, True, "status 500\0"))
+    with pytest.raises(ValueError, match="trouble: a control character"):
+        world.sign_runtime(bent)
+
+
+def test_control_characters_in_what_a_guest_made_up_are_replaced() -> None:
+    said = world.accept_runtime(world.sign_runtime(fit(flood(1, 1, "a\r\nb\tc\0\x1b[2J\x9b\udc80"))))
+    assert said.violations[0].findings[0].subject == "a  b c??[2J??"
 
 
 def test_too_long_a_report_is_misuse() -> None:
