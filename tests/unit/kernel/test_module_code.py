@@ -20,11 +20,13 @@ from hypothesis import strategies as st
 from affiant.kernel.executable_pages import LAST_CODE_ADDRESS
 from affiant.kernel.facts import collect
 from affiant.kernel.guest import Guest
+from affiant.kernel.module_code import digests
 from affiant.kernel.module_code import look as module_look
 from affiant.kernel.module_code.places import module_places
 from affiant.kernel.module_image import ModulePlaces, link_module
 from affiant.kernel.module_sites import functions_of
 from affiant.kernel.modules import Module, listed_modules
+from affiant.kernel.paging import AddressSpace
 from affiant.kernel.program import KernelProgram
 from affiant.kernel.reference.module_files import ModuleFiles, module_files_beside, pack_module_files
 from affiant.kernel.reference.modules import ModuleEntry, encode_modules, read_module
@@ -320,6 +322,38 @@ def test_a_module_that_the_reference_does_not_name_is_told_with_its_digest(tmp_p
     (module,) = Loaded(tmp_path, named=False).look()["modules"]
     assert module["verdict"] == "unknown"
     assert len(module["digest"]) == 64
+
+
+def test_of_unknown_modules_only_so_many_bytes_are_hashed_in_one_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A guest lists as many modules as it likes, each as long as it says, over the same few pages."""
+    loaded = Loaded(tmp_path, named=False, more=("other", "third"))
+    hashed: list[int] = []
+    real = AddressSpace.read
+
+    def counted(space: AddressSpace, address: int, size: int) -> bytes:
+        hashed.append(size if MODULE_AREA <= address < MODULE_AREA + 0x1_0000_0000 else 0)
+        return real(space, address, size)
+
+    monkeypatch.setattr(AddressSpace, "read", counted)
+    monkeypatch.setattr(digests, "_MOST_HASHED", 2 * 4096)
+    for _ in range(2):
+        hashed.clear()
+        modules = loaded.look()["modules"]
+        assert [module["verdict"] for module in modules] == ["unknown"] * 3
+        assert sum(1 for module in modules if module["digest"]) == 2
+        (told,) = (module["reason"] for module in modules if not module["digest"])
+        assert "than one look hashes" in told
+        assert sum(hashed) == 2 * 4096
+
+
+def test_code_of_an_unknown_module_that_is_not_all_there_has_no_digest(tmp_path: Path) -> None:
+    loaded = Loaded(tmp_path, named=False)
+    loaded.guest.poke(loaded.guest.modules[0] + 144 + 12, (0x10_0000).to_bytes(4, "little"))
+    (module,) = loaded.look()["modules"]
+    assert (module["verdict"], module["digest"]) == ("unknown", "")
+    assert module["reason"] == "a page of its code is missing"
 
 
 def test_a_module_that_claims_more_code_than_its_file_has_is_changed(loaded: Loaded) -> None:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
 from affiant.kernel.code_difference import Difference
-from affiant.kernel.memory import PAGE_SIZE, MemoryFault
+from affiant.kernel.memory import PAGE_SIZE
 from affiant.kernel.module_code.references import KnownModule
 from affiant.kernel.module_code.verdict import AS_PACKAGED, ModuleCode, told
 from affiant.kernel.module_image import LinkedModule
 from affiant.kernel.modules import Module
-from affiant.kernel.paging import AddressSpace
 from affiant.kernel.running_kernel import RunningKernel
 from affiant.kernel.text import CodeRegion, compare_region
 
-__all__ = ["compare_module", "digest_of"]
+__all__ = ["compare_module"]
 
 _MOST_DIFFERENCES: Final = 64
 _MOST_REASONS: Final = 3
@@ -60,18 +58,6 @@ def compare_module(kernel: RunningKernel, module: Module, known: KnownModule) ->
         hooks=hooks,
     )
     return known.result
-
-
-def digest_of(space: AddressSpace, module: Module) -> str:
-    """Return SHA-256 of a module's code in memory, "" if a page of it is missing."""
-    digest = hashlib.sha256()
-    for start, end in module.text:
-        for page in range(start, end, PAGE_SIZE):
-            try:
-                digest.update(space.read(page, min(PAGE_SIZE, end - page)))
-            except MemoryFault:
-                return ""
-    return digest.hexdigest()
 
 
 def _excess(module: Module, linked: LinkedModule) -> int:

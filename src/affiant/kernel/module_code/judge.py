@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Set
 from dataclasses import replace
 
-from affiant.kernel.module_code.comparison import compare_module, digest_of
+from affiant.kernel.module_code.comparison import compare_module
+from affiant.kernel.module_code.digests import CodeDigests
 from affiant.kernel.module_code.joined import JoinedModules
 from affiant.kernel.module_code.places import ModuleKey, module_key
 from affiant.kernel.module_code.references import KnownModule, ModuleReferences
@@ -28,11 +29,16 @@ class ModuleJudge:
         """Modules as they were linked when they were met, and what was found of them."""
         self._joined: JoinedModules | None = None
         self._asked: set[ModuleKey] = set()
+        self._digests = CodeDigests()
 
     @property
     def references(self) -> int:
         """How many modules the reference names."""
         return len(self._references.entries)
+
+    def begin(self) -> None:
+        """Begin a look: what may be done in one, whatever the guest lists, may be done again."""
+        self._digests.begin()
 
     def whole(
         self, kernel: RunningKernel, listed: Mapping[ModuleKey, Module], moving: Set[ModuleKey]
@@ -71,7 +77,8 @@ class ModuleJudge:
                 others = {other: each for other, each in listed.items() if other != key}
                 known = self._references.link(kernel, module, others)
                 if known is None:
-                    return told(module, "unknown", digest=digest_of(kernel.kernel_space, module))
+                    digest, reason = self._digests.of(kernel.kernel_space, module)
+                    return told(module, "unknown", digest=digest, reason=reason)
                 self.known[key] = known
             return compare_module(kernel, module, known)
         except AffiantError as error:

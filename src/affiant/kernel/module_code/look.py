@@ -32,6 +32,7 @@ class ModuleCodeLook:
 def read_module_code(kernel: RunningKernel, judge: ModuleJudge, *, now: float) -> ModuleCodeLook:
     """Compare every listed module. Raises MalformedError or MemoryFault if the list cannot be followed."""
     listed = _listed(kernel)
+    judge.begin()
     moving = {key for key, module in listed.items() if module.state != "live"}
     lasting = kernel.patience.settled("modules in transition", moving, now)
     moving -= lasting

@@ -18,7 +18,8 @@ class ModuleCode:
     """One module: `verdict` is `as packaged`, `changed`, `unknown`, `in transition` or `unread`.
 
     `digest` is the SHA-256 of the code in memory for an unknown module, "" otherwise; `reason` says why
-    something could not be compared. `by_class` counts changed bytes by the patch sites that explain them.
+    something could not be compared, or hashed. `by_class` counts changed bytes by the patch sites that
+    explain them.
     """
 
     name: str
