@@ -269,6 +269,7 @@ def kernel_halves(
     *,
     own: Root | None = None,
     maximum_tables: int = 1 << 14,
+    maximum_leaves: int = 1 << 20,
 ) -> tuple[list[KernelHalf], int]:
     """Compare the kernel half of each root with the kernel's own; `leaves` are those of the kernel half.
 
@@ -276,7 +277,8 @@ def kernel_halves(
 
     Returns the roots that differ in an entry that they have, and how many tables could not be read.
     Entries that a root lacks are no difference: the kernel fills them in when they are needed.
-    What differs in all of them is walked up to `maximum_tables` tables; whose turn comes then is `endless`.
+    What differs in all of them is walked up to `maximum_tables` tables and `maximum_leaves` pages; whose turn
+    comes then is `endless`.
     """
     if not roots:
         return [], 0
@@ -284,9 +286,9 @@ def kernel_halves(
     tops, readable = _top(kernel, roots)
     differs = (tops != shared) & ((tops & np.uint64(1)) != 0)
     halves: list[KernelHalf] = []
+    left = maximum_tables, maximum_leaves
     for row in np.flatnonzero(differs.any(axis=1)).tolist():
-        half = _compare(kernel, leaves, roots[row], np.flatnonzero(differs[row]), maximum_tables)
-        maximum_tables = 0 if half.endless else maximum_tables - half.leaves.tables
+        half, left = _compare(kernel, leaves, roots[row], np.flatnonzero(differs[row]), left)
         halves.append(half)
     return halves, int(np.count_nonzero(~readable))
 
@@ -298,25 +300,26 @@ def _top(kernel: AddressSpace, roots: Sequence[Root]) -> tuple[NDArray[np.uint64
 
 
 def _compare(
-    kernel: AddressSpace, leaves: Leaves, root: Root, slots: NDArray[np.int64], maximum_tables: int
-) -> KernelHalf:
+    kernel: AddressSpace, leaves: Leaves, root: Root, slots: NDArray[np.int64], left: tuple[int, int]
+) -> tuple[KernelHalf, tuple[int, int]]:
+    """Compare what differs in a half; `left` are tables and pages that may be walked, and then may still."""
     space = AddressSpace(kernel.memory, root.physical, kernel.levels)
     shift = 12 + 9 * (kernel.levels - 1)
     firsts = tuple((_ALL << (shift + 9) & _ALL) | (slot + _HALF) << shift for slot in slots.tolist())
     parts: list[Leaves] = []
+    tables, pages = left
     for first in firsts:
-        left = maximum_tables - sum(part.tables for part in parts)
         try:
-            parts.append(space.leaves(first, first + (1 << shift) - 1, maximum_tables=left))
+            last = first + (1 << shift) - 1
+            part = space.leaves(first, last, maximum_tables=tables, maximum_leaves=pages)
         except MalformedError:
-            return KernelHalf(root, firsts, leaves.select(np.zeros(len(leaves), bool)), 0, endless=True)
+            nothing = leaves.select(np.zeros(len(leaves), bool))
+            return KernelHalf(root, firsts, nothing, 0, endless=True), (0, 0)
+        parts.append(part)
+        tables, pages = tables - part.tables, pages - len(part)
     found = _joined(parts)
-    return KernelHalf(
-        root,
-        firsts,
-        found.select(~_same(found, leaves)),
-        sum(part.unreadable_tables for part in parts),
-    )
+    unreadable = sum(part.unreadable_tables for part in parts)
+    return KernelHalf(root, firsts, found.select(~_same(found, leaves)), unreadable), (tables, pages)
 
 
 def _joined(parts: list[Leaves]) -> Leaves:

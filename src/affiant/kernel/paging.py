@@ -11,6 +11,7 @@ is not done again: the tables are read and compared, all of them, every time.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,13 +25,20 @@ KERNEL_HALF = (0xFF00_0000_0000_0000, 0xFFFF_FFFF_FFFF_FFFF)
 """First and last address of what the kernel may map (5 levels; includes the 4-level half)."""
 
 _PRESENT, _WRITABLE, _USER, _LARGE = 1 << 0, 1 << 1, 1 << 2, 1 << 7
+_EXECUTABLE = 1 << 0  # beside rights of entries, in place of the bit that says that there is one
 _NO_EXECUTE = 1 << 63
 _ACCESSED_DIRTY = 0x60  # set by the CPU
 _ADDRESS = 0x000F_FFFF_FFFF_F000
 _ENTRIES = 512
 _MOST_KEPT_WALKS = 1024  # the image's sections, the kernel half, a few ranges for each module
 _MOST_KEPT_TABLES = 8192  # of all of them: 32 MiB of copies; a guest with more is walked anew
+_MOST_TABLES = 1 << 16
+_MOST_LEAVES = 1 << 22  # 16 GiB mapped page by page: 27 bytes each here, and four times that for a moment
+_MOST_KEPT_RUNS = 1 << 16
+_TABLES_AT_ONCE = 128  # half a MiB, which a processor's cache holds
 _ALL = (1 << 64) - 1
+
+_Number = TypeVar("_Number", bound=np.generic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +126,60 @@ class _Walk:
         return np.array_equal(entries, self.entries) and np.array_equal(readable, self.readable)
 
 
+class _Read:
+    """The tables that a walk has read, as long as they are not too many to be kept."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.bool_]]] | None = []
+        self._tables = self.unreadable = 0
+
+    def add(
+        self, frames: NDArray[np.uint64], entries: NDArray[np.uint64], readable: NDArray[np.bool_]
+    ) -> None:
+        self._tables += len(frames)
+        self.unreadable += int(np.count_nonzero(~readable))
+        if self._tables > _MOST_KEPT_TABLES:
+            self._parts = None
+        if self._parts is not None:
+            self._parts.append((frames, entries, readable))
+
+    def walk(self, leaves: Leaves) -> _Walk | None:
+        if self._parts is None:
+            return None
+        frames, entries, readable = zip(*self._parts, strict=True)
+        return _Walk(np.concatenate(frames), np.concatenate(entries), np.concatenate(readable), leaves)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Led:
+    """What entries of one level lead to, parallel arrays: pages or tables, the addresses from which on they
+    map, and the rights that this level and those above leave: writable, open to user mode, executable.
+    """
+
+    physical: NDArray[np.uint64]
+    address: NDArray[np.uint64]
+    rights: NDArray[np.uint8]
+
+    @classmethod
+    def to(cls, root: int) -> _Led:
+        every = np.array([_WRITABLE | _USER | _EXECUTABLE], dtype=np.uint8)
+        return cls(np.array([root], dtype=np.uint64), np.zeros(1, dtype=np.uint64), every)
+
+    @classmethod
+    def joined(cls, parts: list[_Led]) -> _Led:
+        return cls(
+            np.concatenate([part.physical for part in parts]),
+            np.concatenate([part.address for part in parts]),
+            np.concatenate([part.rights for part in parts]),
+        )
+
+    def __len__(self) -> int:
+        return len(self.physical)
+
+    def select(self, which: NDArray[np.bool_] | slice) -> _Led:
+        return _Led(self.physical[which], self.address[which], self.rights[which])
+
+
 @dataclass(frozen=True, slots=True)
 class AddressSpace:
     """One set of page tables: its top-level table (physical address) and the number of levels.
@@ -128,7 +190,7 @@ class AddressSpace:
     memory: GuestMemory
     root: int
     levels: int
-    _walks: dict[tuple[int, int, int], _Walk] = field(
+    _walks: dict[tuple[int, int, int, int], _Walk] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
     _extents: dict[tuple[int, int], tuple[Leaves, tuple[Extent, ...]]] = field(
@@ -204,79 +266,103 @@ class AddressSpace:
         if known is not None and known[0] is leaves:
             return known[1]
         runs = _runs(leaves, start, end)
-        if len(self._extents) >= _MOST_KEPT_WALKS:
+        kept = len(runs) + sum(len(others) for _, others in self._extents.values())
+        if kept > _MOST_KEPT_RUNS or len(self._extents) >= _MOST_KEPT_WALKS:
             self._extents.clear()
-        self._extents[start, end] = leaves, runs
+        if len(runs) <= _MOST_KEPT_RUNS:
+            self._extents[start, end] = leaves, runs
         return runs
 
     def leaves(
-        self, first: int = KERNEL_HALF[0], last: int = KERNEL_HALF[1], *, maximum_tables: int = 1 << 16
+        self,
+        first: int = KERNEL_HALF[0],
+        last: int = KERNEL_HALF[1],
+        *,
+        maximum_tables: int = _MOST_TABLES,
+        maximum_leaves: int = _MOST_LEAVES,
     ) -> Leaves:
         """Walk all tables that map [first, last], level by level, in vectors.
 
-        Raises MalformedError if more than `maximum_tables` tables take part: tables that point to
-        themselves grow by 512 a level, and MemoryFault where the ends are no addresses of 64 bits. A table
-        outside RAM is counted in `unreadable_tables`.
+        Raises MalformedError if more than `maximum_tables` tables take part, or they map more than
+        `maximum_leaves` pages: tables that point to themselves grow by 512 a level. At these bounds, a walk
+        takes 300 MiB of memory at most. Raises MemoryFault where the ends are no addresses of 64 bits. A
+        table outside RAM is counted in `unreadable_tables`.
         """
         if not 0 <= first <= _ALL or not 0 <= last <= _ALL:
             raise MemoryFault(f"{first:#x} to {last:#x} are no addresses")
-        wanted = (first, last, maximum_tables)
+        wanted = (first, last, maximum_tables, maximum_leaves)
         known = self._walks.get(wanted)
         if known is not None and known.still_holds(self.memory):
             return known.leaves
-        walk = self._walk(first, last, maximum_tables)
+        leaves, walk = self._walk(first, last, maximum_tables, maximum_leaves)
         self._keep(wanted, walk)
-        return walk.leaves
+        return leaves
 
-    def _keep(self, wanted: tuple[int, int, int], walk: _Walk) -> None:
+    def _keep(self, wanted: tuple[int, int, int, int], walk: _Walk | None) -> None:
+        """Keep a walk, and only its newest; one that cannot be kept takes the place of none."""
+        self._walks.pop(wanted, None)
+        if walk is None:
+            return
         tables = len(walk.frames) + sum(len(kept.frames) for kept in self._walks.values())
         if tables > _MOST_KEPT_TABLES or len(self._walks) >= _MOST_KEPT_WALKS:
             self._walks.clear()
-        if len(walk.frames) <= _MOST_KEPT_TABLES:
-            self._walks[wanted] = walk
+            self._extents.clear()  # they keep walks alive
+        self._walks[wanted] = walk
 
-    def _walk(self, first: int, last: int, maximum_tables: int) -> _Walk:
-        tables = np.array([self.root >> 12], dtype=np.uint64)
-        bases = np.array([0], dtype=np.uint64)
-        allowed = np.array([_WRITABLE | _USER], dtype=np.uint64)  # rights so far; NX kept inverted below
-        denied = np.array([0], dtype=np.uint64)
-        found: list[tuple[NDArray[np.uint64], ...]] = []
-        read: list[tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.bool_]]] = []
-        visited = unreadable = 0
+    def _walk(
+        self, first: int, last: int, maximum_tables: int, maximum_leaves: int
+    ) -> tuple[Leaves, _Walk | None]:
+        """Walk the tables; returns the walk as well, unless it read more of them than are kept."""
+        tables = _Led.to(self.root)
+        found, read = _Found(), _Read()
+        visited = 0
         for level in range(self.levels, 0, -1):
             visited += len(tables)
-            if visited > maximum_tables:
-                raise MalformedError(f"the guest's page tables name more than {maximum_tables} tables")
-            shift = 12 + 9 * (level - 1)
-            entries, readable = self.memory.tables(tables)
-            read.append((tables, entries, readable))
-            unreadable += int(np.count_nonzero(~readable))
-            addresses = self._addresses(bases, level)
-            wanted = (entries & np.uint64(_PRESENT)).astype(bool)
-            wanted &= (addresses <= np.uint64(last)) & (
-                addresses + np.uint64((1 << shift) - 1) >= np.uint64(first)
-            )
-            rows, columns = np.nonzero(wanted)
-            entry, address = entries[rows, columns], addresses[rows, columns]
-            rights = allowed[rows] & entry
-            no_execute = denied[rows] | (entry & np.uint64(_NO_EXECUTE))
-            large = (entry & np.uint64(_LARGE)).astype(bool)
-            leaf = np.ones(len(entry), dtype=bool) if level == 1 else large & (level <= 3)
-            physical = entry & np.uint64(_ADDRESS & ~((1 << shift) - 1))
-            sizes = np.full(int(np.count_nonzero(leaf)), 1 << shift, dtype=np.uint64)
-            found.append((address[leaf], physical[leaf], sizes, rights[leaf], no_execute[leaf]))
-            # A large-page bit above level 3 is reserved: the CPU faults, so nothing is mapped there.
-            inner = ~leaf & ~large if level > 1 else np.zeros(len(entry), dtype=bool)
-            tables = (entry[inner] & np.uint64(_ADDRESS)) >> np.uint64(12)
-            bases, allowed, denied = address[inner], rights[inner], no_execute[inner]
+            named = visited
+            inner: list[_Led] = []
+            # Piece by piece, so that tables that name too much are given up before memory is full of it.
+            for start in range(0, len(tables), _TABLES_AT_ONCE):
+                if named > maximum_tables:
+                    raise MalformedError(f"the guest's page tables name more than {maximum_tables} tables")
+                piece = tables.select(slice(start, start + _TABLES_AT_ONCE))
+                frames = piece.physical >> np.uint64(12)
+                entries, readable = self.memory.tables(frames)
+                read.add(frames, entries, readable)
+                pages, further = self._entries(piece, entries, level, (first, last))
+                found.add(pages, 12 + 9 * (level - 1))
+                if len(found) > maximum_leaves:
+                    raise MalformedError(f"the guest's page tables map more than {maximum_leaves} pages")
+                inner.append(further)
+                named += len(further)
+            tables = _Led.joined(inner)
             if not len(tables):
                 break
-        return _Walk(
-            np.concatenate([frames for frames, _, _ in read]),
-            np.concatenate([rows for _, rows, _ in read]),
-            np.concatenate([readable for _, _, readable in read]),
-            _assemble(found, visited - unreadable, unreadable),
+        leaves = found.leaves(visited - read.unreadable, read.unreadable)
+        return leaves, read.walk(leaves)
+
+    def _entries(
+        self, tables: _Led, entries: NDArray[np.uint64], level: int, bounds: tuple[int, int]
+    ) -> tuple[_Led, _Led]:
+        """Return what entries of tables of one level lead to within bounds: pages, and further tables."""
+        shift = 12 + 9 * (level - 1)
+        addresses = self._addresses(tables.address, level)
+        wanted = (entries & np.uint64(_PRESENT)).astype(bool)
+        wanted &= (addresses <= np.uint64(bounds[1])) & (
+            addresses + np.uint64((1 << shift) - 1) >= np.uint64(bounds[0])
         )
+        rows, columns = np.nonzero(wanted)
+        entry, address = entries[rows, columns], addresses[rows, columns]
+        large = (entry & np.uint64(_LARGE)).astype(bool)
+        leaf = np.ones(len(entry), dtype=bool) if level == 1 else large & (level <= 3)
+        # A large-page bit above level 3 is reserved: the CPU faults, so nothing is mapped there.
+        inner = ~leaf & ~large if level > 1 else np.zeros(len(entry), dtype=bool)
+        own = (entry & np.uint64(_WRITABLE | _USER)).astype(np.uint8)
+        own |= (entry < np.uint64(_NO_EXECUTE)).astype(np.uint8)
+        led = _Led(entry, address, tables.rights[rows] & own)
+        pages, further = led.select(leaf), led.select(inner)
+        pages.physical[:] &= np.uint64(_ADDRESS & ~((1 << shift) - 1))
+        further.physical[:] &= np.uint64(_ADDRESS)
+        return pages, further
 
     def _addresses(self, bases: NDArray[np.uint64], level: int) -> NDArray[np.uint64]:
         slots = np.arange(_ENTRIES, dtype=np.uint64) << np.uint64(12 + 9 * (level - 1))
@@ -316,17 +402,41 @@ def _runs(leaves: Leaves, start: int, end: int) -> tuple[Extent, ...]:
     return tuple(runs)
 
 
-def _assemble(found: list[tuple[NDArray[np.uint64], ...]], tables: int, unreadable: int) -> Leaves:
-    columns = [np.concatenate(parts) for parts in zip(*found, strict=True)]
-    order = np.argsort(columns[0], kind="stable")
-    address, physical, size, rights, no_execute = (column[order] for column in columns)
-    return Leaves(
-        address,
-        physical,
-        size,
-        (rights & np.uint64(_WRITABLE)).astype(bool),
-        ~no_execute.astype(bool),
-        (rights & np.uint64(_USER)).astype(bool),
-        tables,
-        unreadable,
-    )
+class _Found:
+    """Pages that a walk has found, in parts, column by column: of many, no two copies are held for long."""
+
+    def __init__(self) -> None:
+        self._address: list[NDArray[np.uint64]] = []
+        self._physical: list[NDArray[np.uint64]] = []
+        self._rights: list[NDArray[np.uint8]] = []
+        self._shift: list[NDArray[np.uint8]] = []
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, pages: _Led, shift: int) -> None:
+        self._count += len(pages)
+        self._address.append(pages.address)
+        self._physical.append(pages.physical)
+        self._rights.append(pages.rights)
+        self._shift.append(np.full(len(pages), shift, dtype=np.uint8))
+
+    def leaves(self, tables: int, unreadable: int) -> Leaves:
+        """Return all pages, ordered by address, once."""
+        address = _taken(self._address)
+        order = np.argsort(address, kind="stable")
+        address = address[order]
+        physical = _taken(self._physical)[order]
+        rights = _taken(self._rights)[order]
+        size = np.left_shift(np.uint64(1), _taken(self._shift)[order], dtype=np.uint64)
+        writable, user, executable = (
+            (rights & np.uint8(bit)).astype(bool) for bit in (_WRITABLE, _USER, _EXECUTABLE)
+        )
+        return Leaves(address, physical, size, writable, executable, user, tables, unreadable)
+
+
+def _taken(parts: list[NDArray[_Number]]) -> NDArray[_Number]:
+    whole = np.concatenate(parts)
+    parts.clear()
+    return whole

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from affiant.kernel.cpu import CpuState
@@ -391,6 +393,26 @@ def test_tables_of_a_process_without_end_are_no_look(guest: SyntheticGuest) -> N
         guest.word(PROCESS_ROOT + 8 * slot, PROCESS_ROOT | 3)
     fact = collect(guest.open(), ["page_rights"], now=0)["page_rights"].to_json()
     assert fact["unavailable"] == "the page tables of task 1 (init) have no end"
+
+
+def test_tables_of_a_process_that_map_more_than_memory_holds_are_no_look(guest: SyntheticGuest) -> None:
+    """Three tables suffice to map 16 GiB page by page, and there may be one such process after the other."""
+    words = np.frombuffer(guest.ram, dtype="<u8").reshape(-1, 512)
+    first = 0x1A0
+    words[first, :16] = first + 1 << 12 | 3
+    words[first + 1, :] = first + 2 << 12 | 3
+    words[first + 2, :] = 0x1B0_0003
+    guest.word(PROCESS_ROOT + 8 * 300, first - 1 << 12 | 3)
+    guest.word(first - 1 << 12, first << 12 | 3)
+    seen = guest.open()
+    tracemalloc.start()
+    try:
+        fact = collect(seen, ["page_rights"], now=0)["page_rights"].to_json()
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert fact["unavailable"] == "the page tables of task 1 (init) have no end"
+    assert most < 100 << 20
 
 
 def test_a_list_of_tasks_that_leads_below_all_memory_is_taken_for_what_it_is(guest: SyntheticGuest) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import struct
+import tracemalloc
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -120,6 +123,49 @@ def test_tables_that_point_to_themselves_are_refused() -> None:
     tables = space({0x1000: dict.fromkeys(range(512), 0x1003)}, levels=5)
     with pytest.raises(MalformedError, match="more than"):
         tables.leaves(maximum_tables=1 << 12)
+
+
+def hostile_space(shape: dict[int, tuple[int, int]], levels: int) -> AddressSpace:
+    """Return a space whose tables, page 1 of RAM first, hold so many entries each, all alike."""
+    ram = bytearray(RAM)
+    words = np.frombuffer(ram, dtype="<u8").reshape(-1, 512)
+    for table, (entries, entry) in shape.items():
+        words[table, :entries] = entry
+    return AddressSpace(GuestMemory(ram, below_4g_bytes=RAM), 0x1000, levels)
+
+
+@pytest.mark.parametrize(
+    ("levels", "shape"),
+    [
+        (5, {1: (512, 0x1003)}),
+        (4, {1: (512, 0x1003)}),
+        (4, {1: (512, 0x2003), 2: (20, 0x3003), 3: (6, 0x4003), 4: (512, 0x8003)}),
+        (4, {1: (1, 0x2003), 2: (16, 0x3003), 3: (512, 0x4003), 4: (512, 0x8003)}),
+        (4, {1: (1, 0x2003), 2: (15, 0x3003), 3: (512, 0x4003), 4: (512, 0x8003)}),
+        (4, {1: (1, 0x2003), 2: (127, 0x3003), 3: (512, 0x4003), 4: (1, 0x8003)}),
+        (5, {1: (127, 0x2003), 2: (1, 0x3003), 3: (1, 0x4003), 4: (512, 0x8083)}),
+        (5, {1: (250, 0x2003), 2: (30, 0x3003), 3: (512, 0x8083)}),
+    ],
+    ids=["self", "self, 4 levels", "wide", "all pages", "nearly all", "all tables", "large", "gigabytes"],
+)
+def test_no_tables_cost_more_memory_than_a_walk_may(levels: int, shape: dict[int, tuple[int, int]]) -> None:
+    """Few tables, shared by many, stand for more pages than there is memory in which to hold them."""
+    tables = hostile_space(shape, levels)
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(MalformedError):
+            tables.leaves(0, (1 << 64) - 1)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 300 << 20
+
+
+def test_tables_that_map_more_pages_than_are_told_are_refused() -> None:
+    tables = hostile_space({1: (512, 0x2003), 2: (4, 0x3003), 3: (1, 0x4003), 4: (512, 0x8003)}, 4)
+    assert len(tables.leaves(0, (1 << 47) - 1, maximum_leaves=1 << 19)) == 1 << 19
+    with pytest.raises(MalformedError, match="map more than"):
+        tables.leaves(0, (1 << 47) - 1, maximum_leaves=(1 << 19) - 1)
 
 
 @pytest.mark.parametrize(
