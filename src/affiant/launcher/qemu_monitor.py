@@ -9,6 +9,10 @@ it) on `xen-save-devices-state`, which has nothing to do with Xen: it stops the 
 as every pause does, writes to a file that we hand over, and lets the guest run on. RAM is neither
 saved nor written, nothing is migrated, no disk is given up (`live` false). As with a pause, whoever
 listens to QEMU's events sees STOP and RESUME.
+
+A guest that an operator stopped is neither stopped nor let run on here. QEMU does not count stops: one that
+an operator asks for while the guest stands still for us anyway (milliseconds) changes nothing, and is over
+when ours is. Who must be sure asks `query-status` after it.
 """
 
 from __future__ import annotations
@@ -196,16 +200,16 @@ class QemuMonitor:
 
     async def _machine_state(self) -> MachineState:
         file = await self._emptied_file()
-        commands = [self._registers(), self._save()]
-        if await self._is_ours_to_stop():
-            # All at once: QEMU answers in order, and the guest is stopped for its work alone. It runs on
-            # whatever fails, even if we are gone by then.
-            commands = [self._execute("stop"), *commands, self._execute("cont")]
-        answers = await asyncio.gather(*commands, return_exceptions=True)
+        # All at once: QEMU answers in order, and the guest is stopped for its work alone. It runs on
+        # whatever fails.
+        ran, stop = self._stop() if await self._is_ours_to_stop() else _not_stopped()
+        listing = asyncio.ensure_future(self._registers())
+        save = asyncio.ensure_future(self._save())
+        cont = asyncio.ensure_future(self._continue(ran))
+        answers = await asyncio.gather(ran, stop, listing, save, cont, return_exceptions=True)
         try:
             self._raise_failure(answers, saved=True)
-            listings = next(answer for answer in answers if isinstance(answer, tuple))
-            return MachineState(_bounded(listings), file.written(LONGEST_STREAM))
+            return MachineState(_bounded(listing.result()), file.written(LONGEST_STREAM))
         finally:
             file.empty()
 
@@ -216,7 +220,7 @@ class QemuMonitor:
         file = await self._emptied_file() if device_state else None
         ours = await self._is_ours_to_stop()
         with self._hurry():
-            stop = asyncio.ensure_future(self._execute("stop") if ours else _nothing())
+            ran, stop = self._stop() if ours else _not_stopped()
             listing = asyncio.ensure_future(self._registers())
             save = asyncio.ensure_future(self._save() if device_state else _nothing())
             try:
@@ -225,8 +229,8 @@ class QemuMonitor:
                 roots = copies.take_roots(await listing)
             finally:
                 # QEMU answers in order: the guest runs on when all else is done, whatever failed.
-                cont = asyncio.ensure_future(self._execute("cont") if ours else _nothing())
-                answers = await asyncio.gather(stop, listing, save, cont, return_exceptions=True)
+                cont = asyncio.ensure_future(self._continue(ran))
+                answers = await asyncio.gather(ran, stop, listing, save, cont, return_exceptions=True)
                 stream = b"" if file is None else file.written(LONGEST_STREAM)
                 if file is not None:
                     file.empty()
@@ -252,10 +256,30 @@ class QemuMonitor:
 
     async def _is_ours_to_stop(self) -> bool:
         """Tell whether the guest runs: what `pause` or an operator stopped stays so."""
-        if self._wake_up is not None:
-            return False
+        return self._wake_up is None and await self._status() == "running"
+
+    def _stop(self) -> tuple[asyncio.Future[bool], asyncio.Future[object]]:
+        """Stop a guest that ran a moment ago; the first result tells whether it is ours to let run on.
+
+        An operator may have stopped it since: asked again right before our `stop`, QEMU tells. A guest that
+        fell asleep (ACPI S3) since is ours as well: QEMU from 9.0 on stops that one too, and `cont` lets it
+        sleep on; before, neither does anything to it.
+        """
+        ran = asyncio.ensure_future(self._runs_or_sleeps())
+        return ran, asyncio.ensure_future(self._execute("stop"))
+
+    async def _continue(self, ran: asyncio.Future[bool]) -> None:
+        """Let a guest run on that `_stop` stopped."""
+        await asyncio.wait([ran])
+        if ran.cancelled() or ran.exception() or ran.result():
+            await self._execute("cont")
+
+    async def _runs_or_sleeps(self) -> bool:
+        return await self._status() in ("running", "suspended")
+
+    async def _status(self) -> object:
         status = await self._execute("query-status")
-        return isinstance(status, dict) and bool(status.get("running"))
+        return status.get("status") if isinstance(status, dict) else None
 
     async def _handed_over_file(self) -> StateFile:
         if self._state_file is None:
@@ -274,7 +298,10 @@ class QemuMonitor:
         if self._wake_up is None:
             if not await self._is_ours_to_stop():
                 return
-            await self._execute("stop")
+            ran, stop = self._stop()
+            await asyncio.gather(ran, stop)
+            if not ran.result():
+                return
         else:
             self._wake_up.cancel()
         self._wake_up = self._loop.call_later(PAUSE_SECONDS, self._overslept)
@@ -293,6 +320,16 @@ class QemuMonitor:
 
 async def _nothing() -> None:
     """Stand for a command that is not needed."""
+
+
+def _not_stopped() -> tuple[asyncio.Future[bool], asyncio.Future[object]]:
+    """Stand for `_stop` where the guest is not ours to stop, nor to let run on."""
+    loop = asyncio.get_running_loop()
+    ran: asyncio.Future[bool] = loop.create_future()
+    stop: asyncio.Future[object] = loop.create_future()
+    ran.set_result(False)
+    stop.set_result(None)
+    return ran, stop
 
 
 def _bounded(listings: tuple[str, ...]) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -259,6 +259,34 @@ def test_forgotten_guest_runs_again_by_itself(machine: Machine) -> None:
 def test_guest_that_an_operator_paused_stays_paused(machine: Machine) -> None:
     machine.ask("stop")
     machine.monitor.pause()
+    machine.monitor.resume()
+    assert not machine.running()
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda machine: machine.monitor.pause(),
+        lambda machine: machine.monitor.machine_state(),
+        lambda machine: machine.monitor.copy(machine.copies, _PAGES, device_state=True),
+    ],
+    ids=["pause", "machine_state", "copy"],
+)
+def test_a_guest_that_an_operator_stops_at_the_last_moment_stays_stopped(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, look: Callable[[Machine], object]
+) -> None:
+    """Between our question whether it runs and our own stop: who then let it run on would undo theirs."""
+    execute = machine.monitor._execute
+    stops = iter(["stop"])
+
+    async def raced(command: str, arguments: dict[str, object] | None = None) -> object:
+        answer = await execute(command, arguments)
+        if command == "query-status" and (stop := next(stops, None)):
+            machine.ask(stop)
+        return answer
+
+    monkeypatch.setattr(machine.monitor, "_execute", raced)
+    look(machine)
     machine.monitor.resume()
     assert not machine.running()
 
