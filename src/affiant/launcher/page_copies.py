@@ -21,6 +21,7 @@ _FOUR_GIB = 1 << 32
 _ADDRESS = 0x000F_FFFF_FFFF_F000
 _PAIR = 0x1000  # with page table isolation, a process has two top-level tables, one page after the other
 _MOST_ROOTS = 4096  # of moments that are over
+_MADV_POPULATE_READ = 22  # Linux 5.14; before, pages are read by the kernel's hand
 _CR3 = re.compile(r"\bCR3=([0-9a-f]{8,16})\b")
 
 
@@ -32,7 +33,7 @@ class PageCopies:
     """
 
     def __init__(self, ram: int, *, memory_bytes: int, below_4g_bytes: int) -> None:
-        """Map the guest's RAM; `ram` stays the caller's. Raises `UnavailableError` if that cannot be."""
+        """Make the file; `ram` stays the caller's. Raises `UnavailableError` if that cannot be."""
         self._size = memory_bytes
         self._below_4g_bytes = below_4g_bytes
         with contextlib.ExitStack() as undo:
@@ -43,32 +44,51 @@ class PageCopies:
                 self.descriptor = os.open(f"/proc/self/fd/{self._file}", os.O_RDONLY | os.O_CLOEXEC)
                 """For the monitor, for reading."""
                 undo.callback(os.close, self.descriptor)
-                self._ram = mmap.mmap(ram, memory_bytes, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
+                self._ram = os.dup(ram)
+                undo.callback(os.close, self._ram)
+                self._mapped_ram = mmap.mmap(
+                    self._ram, memory_bytes, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ
+                )
+                undo.callback(self._mapped_ram.close)
                 self._copies = mmap.mmap(self._file, memory_bytes)
             except (OSError, ValueError) as error:
                 raise UnavailableError(f"the guest's pages cannot be copied: {error}") from error
             undo.pop_all()
-        self._from, self._to = memoryview(self._ram), memoryview(self._copies)
+        self._from, self._to = memoryview(self._mapped_ram), memoryview(self._copies)
         self._runs: Sequence[tuple[int, int]] = ()
+        self._in_place: frozenset[tuple[int, int]] = frozenset()
         self._roots = 0
 
     def prepare(self, runs: Sequence[tuple[int, int]]) -> None:
         """Copy these pages once, so that `take` finds all of it in place, and forget others.
 
-        Raises `SetupError` for pages that the guest does not have.
+        Raises `SetupError` for pages that the guest does not have, `UnavailableError` where there is no
+        memory for them; nothing is copied then.
         """
         if any((first + count) * _PAGE > self._size for first, count in runs):
             raise SetupError("pages are asked for that the guest does not have")
         if runs != self._runs or self._roots > _MOST_ROOTS:
             self.forget()
+            try:
+                self._allocate(runs)
+            except UnavailableError:
+                self.forget()
+                raise
             self._runs = runs
+        self._in_place = frozenset(run for run in runs if self._is_in_place(run))
         self.take(runs)
 
     def take(self, runs: Iterable[tuple[int, int]]) -> None:
-        """Copy pages as they are now: each run is a first page of the RAM file and how many."""
-        for first, count in runs:
-            place = slice(first * _PAGE, (first + count) * _PAGE)
-            self._to[place] = self._from[place]
+        """Copy pages as they are now: each run is a first page of the RAM file and how many.
+
+        Raises `UnavailableError` for pages that cannot be had.
+        """
+        for run in runs:
+            start, size = run[0] * _PAGE, run[1] * _PAGE
+            if run in self._in_place:
+                self._to[start : start + size] = self._from[start : start + size]
+            else:
+                self._read(start, size)
 
     def take_roots(self, listings: Iterable[str]) -> tuple[int, ...]:
         """Copy the page tables that the vCPUs' CR3 name, as far as they are RAM; return these pages.
@@ -78,7 +98,9 @@ class PageCopies:
         named = [int(found[1], 16) & _ADDRESS for listing in listings for found in _CR3.finditer(listing)]
         places = {self._offset(address) for root in named for address in (root, root ^ _PAIR)}
         pages = sorted(place // _PAGE for place in places if place is not None)
-        self.take((page, 1) for page in pages)
+        runs = [(page, 1) for page in pages]
+        self._allocate(runs)
+        self.take(runs)
         self._roots += len(pages)
         return tuple(pages)
 
@@ -89,17 +111,48 @@ class PageCopies:
         copy that QEMU let wait, would be killed (SIGBUS, mmap(2)).
         """
         self._copies.madvise(mmap.MADV_REMOVE)
-        self._runs, self._roots = (), 0
+        self._runs, self._roots, self._in_place = (), 0, frozenset()
 
     def close(self) -> None:
         """Give everything back. The monitor keeps its descriptor, of a file that is all hole."""
         self.forget()
         self._from.release()
         self._to.release()
-        self._ram.close()
+        self._mapped_ram.close()
         self._copies.close()
+        os.close(self._ram)
         os.close(self.descriptor)
         os.close(self._file)
+
+    def _allocate(self, runs: Iterable[tuple[int, int]]) -> None:
+        """Have the pages of the file that these runs need, or say that the host has no memory for them."""
+        try:
+            for first, count in runs:
+                os.posix_fallocate(self._file, first * _PAGE, count * _PAGE)
+        except OSError as error:
+            raise UnavailableError(f"there is no memory for copies of pages: {error.strerror}") from error
+
+    def _is_in_place(self, run: tuple[int, int]) -> bool:
+        """Tell whether the pages of a run can be read where they are mapped.
+
+        One that the guest never touched is a hole in the file: whoever touches it takes memory for it, and is
+        killed where there is none (SIGBUS, mmap(2)); with the launcher, the guest ends. Asked to take it
+        beforehand, the kernel fails instead (madvise(2)).
+        """
+        try:
+            self._mapped_ram.madvise(_MADV_POPULATE_READ, run[0] * _PAGE, run[1] * _PAGE)
+        except OSError:
+            return False
+        return True
+
+    def _read(self, start: int, size: int) -> None:
+        """Copy pages that may not be in place, by the kernel's hand: it reads zeros where there are none."""
+        try:
+            copied = os.preadv(self._ram, [self._to[start : start + size]], start)
+        except OSError as error:
+            raise UnavailableError(f"the guest's pages cannot be copied: {error.strerror}") from error
+        if copied != size:
+            raise UnavailableError(f"the guest's pages cannot be copied: {copied} bytes of {size}")
 
     def _offset(self, address: int) -> int | None:
         """Return where the page at a physical address is in the RAM file, None if it is not RAM."""

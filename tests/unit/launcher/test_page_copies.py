@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 from collections.abc import Iterator
@@ -36,6 +37,9 @@ class Guest:
     def copied(self) -> dict[int, bytes]:
         pages = {page: self.seen[page * PAGE : (page + 1) * PAGE] for page in range(PAGES)}
         return {page: data for page, data in pages.items() if data != bytes(PAGE)}
+
+    def ram_used(self) -> int:
+        return os.fstat(self.copies._ram).st_blocks
 
     def stored(self) -> int:
         return os.fstat(self.copies.descriptor).st_blocks
@@ -122,6 +126,56 @@ def test_pages_that_the_guest_does_not_have_are_refused(guest: Guest) -> None:
         with pytest.raises(SetupError, match="does not have"):
             guest.copies.prepare(runs)
     assert guest.copied() == {1: content(1)}
+
+
+def test_a_host_without_memory_for_copies_says_so(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever writes to a page that cannot be had is killed, and with the launcher its guest."""
+    allocate = os.posix_fallocate
+
+    def full(descriptor: int, offset: int, length: int) -> None:
+        if offset >= 7 * PAGE:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        allocate(descriptor, offset, length)
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    guest.copies.prepare([(1, 1)])
+    for runs in ([(3, 2), (7, 1)], [(8, 1)]):
+        with pytest.raises(UnavailableError, match="no memory for copies of pages: No space left"):
+            guest.copies.prepare(runs)
+        assert (guest.stored(), guest.copied()) == (0, {})
+    guest.copies.prepare([(3, 2)])
+    with pytest.raises(UnavailableError, match="no memory for copies"):
+        guest.copies.take_roots(["CR3=0000000000008000"])
+    assert guest.copied() == {3: content(3), 4: content(4)}
+
+
+def test_a_page_that_cannot_be_had_does_not_end_the_launcher(guest: Guest) -> None:
+    """What is mapped beyond a file's end ends who touches it, as a page of a full file system does."""
+    guest.copies.prepare([(3, 2)])
+    os.truncate(guest.copies._file, 4 * PAGE)
+    for runs, copied in (([(5, 1)], "Bad address"), ([(3, 3)], "(Bad address|4096 bytes of 12288)")):
+        with pytest.raises(UnavailableError, match=f"cannot be copied: {copied}"):
+            guest.copies.take(runs)
+
+
+def test_pages_that_the_guest_never_touched_take_no_memory_that_is_not_there(
+    guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the file system of its RAM is full, who touches them is killed."""
+
+    class Full:
+        def madvise(self, option: int, start: int, length: int) -> None:
+            raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
+
+    guest.ram.madvise(mmap.MADV_REMOVE, 4 * PAGE, 2 * PAGE)
+    used = guest.ram_used()
+    monkeypatch.setattr(guest.copies, "_mapped_ram", Full())
+    guest.copies.prepare([(3, 2), (6, 1)])
+    guest.copies.take([(3, 2), (6, 1)])
+    guest.copies.take_roots(["CR3=0000000000005000"])
+    assert guest.copied() == {3: content(3), 6: content(6)}
+    assert guest.ram_used() == used
+    monkeypatch.undo()
 
 
 def test_the_monitors_descriptor_is_for_reading(guest: Guest) -> None:
