@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -30,7 +30,7 @@ from affiant.kernel.syscalls import ExpectedTable, expected_tables
 from affiant.kernel.text import CodeRegion, rodata_regions, text_region
 from affiant.kernel.tracepoints import Tracepoints
 from affiant.kernel.vdso import VdsoImage, vdso_images
-from affiant.model.errors import AffiantError
+from affiant.model.errors import AffiantError, MalformedError
 
 if TYPE_CHECKING:
     from affiant.kernel.reference.image import ReferenceImage
@@ -92,19 +92,19 @@ class _Outside:
     def __init__(self, prepared: _Prepared) -> None:
         self._prepared = ref(prepared)
 
-    def is_function(self, address: int) -> bool:
+    def functions_among(self, addresses: Set[int]) -> frozenset[int]:
         guest = self._guest()
         try:
-            return guest.module_judge.vouches(guest, address)
+            return guest.module_judge.vouched(guest, addresses) if addresses else frozenset()
         except AffiantError:
-            return False  # nobody can tell
+            return frozenset()  # nobody can tell
 
-    def is_generated(self, address: int) -> bool:
+    def generated_among(self, addresses: Set[int]) -> frozenset[int]:
         guest = self._guest()
         try:
-            return guest.page_owners.vouches(guest, address)
-        except AffiantError:
-            return False
+            return guest.page_owners.vouched(guest, addresses) if addresses else frozenset()
+        except (MalformedError, MemoryFault):
+            return frozenset()
 
     def _guest(self) -> Guest:
         prepared = self._prepared()

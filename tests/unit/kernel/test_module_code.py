@@ -274,13 +274,12 @@ def test_a_function_of_a_module_as_packaged_is_vouched_for_until_the_module_is_c
 ) -> None:
     outside = loaded.seen.outside
     function, *_ = functions_of(linked(small_module())).tolist()
-    assert outside.is_function(function)
-    assert not outside.is_function(function + 1)
-    assert not outside.is_function(MODULE_AREA + 0x8000)
+    asked = {function, function + 1, MODULE_AREA + 0x8000}
+    assert outside.functions_among(asked) == {function}
     before = loaded.guest.poke(MODULE_PHYSICAL + 20, b"\xf4")
-    assert not outside.is_function(function)
+    assert not outside.functions_among(asked)
     loaded.guest.poke(MODULE_PHYSICAL + 20, before)
-    assert outside.is_function(function)
+    assert outside.functions_among(asked) == {function}
 
 
 def test_a_module_that_was_linked_anew_is_vouched_for_by_how_it_is_linked_now(loaded: Loaded) -> None:
@@ -293,12 +292,12 @@ def test_a_module_that_was_linked_anew_is_vouched_for_by_how_it_is_linked_now(lo
     assert known.rodata is not None
     elsewhere = replace(known.rodata, expected=known.rodata.expected ^ np.uint8(1))
     judge.known[key] = replace(known, rodata=elsewhere)
-    assert not loaded.seen.outside.is_function(function)
+    assert not loaded.seen.outside.functions_among({function})
 
 
 def test_nobody_vouches_for_a_module_of_no_package(tmp_path: Path) -> None:
     loaded = Loaded(tmp_path, named=False)
-    assert not any(loaded.seen.outside.is_function(MODULE_AREA + offset) for offset in range(32))
+    assert not loaded.seen.outside.functions_among({MODULE_AREA + offset for offset in range(32)})
 
 
 @pytest.mark.parametrize("offset", [0, 20, 31, 32, 4095], ids=["entry", "code", "end", "padding", "last"])

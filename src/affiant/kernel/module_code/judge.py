@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Set
 from dataclasses import replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from affiant.kernel.module_code.comparison import compare_module
 from affiant.kernel.module_code.digests import CodeDigests
 from affiant.kernel.module_code.joined import JoinedModules
@@ -84,26 +87,35 @@ class ModuleJudge:
         except AffiantError as error:
             return told(module, "unread", reason=str(error))
 
-    def vouches(self, kernel: RunningKernel, address: int) -> bool:
-        """Tell whether a function starts at an address, of a listed module whose code is that of its package.
+    def vouched(self, kernel: RunningKernel, addresses: Set[int]) -> frozenset[int]:
+        """Return those addresses where a function starts, of a listed module with the code of its package.
 
-        The module is compared now. Raises AffiantError if the list of modules cannot be followed.
+        Each of these modules is compared now, once. Raises AffiantError if the list of modules cannot be
+        followed.
         """
         listed = {module_key(module): module for module in listed_modules(kernel.program)}
-        key = next((key for key, module in listed.items() if _holds(module, address)), None)
-        if key is None:
-            return False
-        if key in self._asked:
-            return True  # a module that traces itself: its own verdict is on its way
+        ordered = np.array(sorted(addresses), dtype=np.uint64)
+        vouched: set[int] = set()
+        for key, module in listed.items():
+            inside = np.concatenate([_within(ordered, span) for span in module.text] or [ordered[:0]])
+            if not len(inside):
+                continue
+            if key in self._asked:
+                vouched |= set(inside.tolist())  # it traces itself: its own verdict is on its way
+            elif self._is_as_packaged(kernel, key, listed):
+                vouched |= set(np.intersect1d(inside, functions_of(self.known[key].linked)).tolist())
+        return frozenset(vouched)
+
+    def _is_as_packaged(
+        self, kernel: RunningKernel, key: ModuleKey, listed: Mapping[ModuleKey, Module]
+    ) -> bool:
         self._asked.add(key)
         try:
             known = self.known.get(key)
             whole = known is not None and known.stands(key, listed.keys()) and self._holds(kernel, known)
-            if not whole and self.compare(kernel, key, listed).verdict != AS_PACKAGED:
-                return False
+            return whole or self.compare(kernel, key, listed).verdict == AS_PACKAGED
         finally:
             self._asked.discard(key)
-        return address in functions_of(self.known[key].linked)
 
     def forget(self) -> None:
         """Have every module be compared with its file anew: nothing that was found of them counts."""
@@ -126,5 +138,6 @@ def _as_listed(code: ModuleCode, module: Module) -> ModuleCode:
     return replace(code, taints=module.taints, signature_ok=module.signature_ok)
 
 
-def _holds(module: Module, address: int) -> bool:
-    return any(start <= address < end for start, end in module.text)
+def _within(ordered: NDArray[np.uint64], span: tuple[int, int]) -> NDArray[np.uint64]:
+    first, end = np.searchsorted(ordered, np.array(span, dtype=np.uint64)).tolist()
+    return ordered[first:end]

@@ -13,13 +13,15 @@ table beyond that they are its own; where in packs code leads that is not entere
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from affiant.kernel.memory import MemoryFault
 from affiant.kernel.page_content.bpf_calls import BpfCalls
 from affiant.kernel.page_content.bpf_code import (
     CLASSIC,
@@ -187,21 +189,35 @@ class BpfPages:
         """Have all packs be judged anew. What their code does was read from its bytes, and is kept."""
         self._packs.clear()
 
-    def vouches(self, view: View, address: int) -> bool:
-        """Tell whether a listed trampoline starts at an address, or the half of a dispatcher that is entered.
+    def vouched(self, view: View, addresses: Set[int]) -> frozenset[int]:
+        """Return those addresses where a listed trampoline starts, or the half of a dispatcher in use.
 
-        Its code is read now, and must be in order; what it calls is judged by `claims`.
+        Their code is read now, and must be in order; what it calls is judged by `claims`. Raises
+        UnavailableError if that is more code than one look reads.
         """
         lists = BpfLists((), read_bpf_symbols(view.program), {})
-        for symbol in lists.symbols.values():
-            if symbol.program or not symbol.start <= address < symbol.end:
+        symbols = sorted(
+            (symbol for symbol in lists.symbols.values() if not symbol.program), key=lambda each: each.start
+        )
+        left = _MOST_APART
+        vouched: set[int] = set()
+        for address in addresses:
+            place = bisect_right(symbols, address, key=lambda each: each.start)
+            symbol = symbols[place - 1] if place else None
+            if symbol is None or address >= symbol.end:
                 continue
-            if address != entered_at(view.program, symbol):
-                return False
+            left -= symbol.end - symbol.start
+            if left < 0:
+                raise UnavailableError("more code of BPF is called than one look reads")
             found = _Found(symbol.name)
-            self._generated(lists, symbol, view.read(symbol.start, symbol.end), found)
-            return bool(found.pieces) and not found.faults
-        return False
+            try:
+                if address == entered_at(view.program, symbol):
+                    self._generated(lists, symbol, view.read(symbol.start, symbol.end), found)
+            except MemoryFault:
+                continue  # this one is being freed
+            if found.pieces and not found.faults:
+                vouched.add(address)
+        return frozenset(vouched)
 
     def _stands(self, view: View, lists: BpfLists, entered: tuple[int, ...], judged: _JudgedPack) -> bool:
         same = (judged.lists, judged.called, judged.entered) == (lists, self._called, entered)

@@ -7,7 +7,7 @@ found it. Pages of modules are owned by the module list, and compared with their
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -99,12 +99,12 @@ class PageOwners:
         self._owners = tuple(make(guest) for make in OWNERS)
         self._bpf = next(owner for owner in self._owners if isinstance(owner, BpfPages))
 
-    def vouches(self, guest: RunningKernel, address: int) -> bool:
-        """Tell whether a trampoline or dispatcher of BPF starts at an address, and is one by its content.
+    def vouched(self, guest: RunningKernel, addresses: Set[int]) -> frozenset[int]:
+        """Return those addresses where a trampoline or dispatcher of BPF starts, and is one by its content.
 
-        Raises AffiantError if the kernel's list of them cannot be followed.
+        Raises AffiantError if the kernel's list of them cannot be followed, or there is too much of them.
         """
-        return self._bpf.vouches(View(guest), address)
+        return self._bpf.vouched(View(guest), addresses)
 
     def forget(self) -> None:
         """Have what was found legal be judged anew."""

@@ -282,7 +282,11 @@ class SiteContent:
             return np.empty(0, dtype=np.int64), []
         explained: list[int] = []
         hooks: list[Hook] = []
-        for address, probe in self._probes.by_address.items():
+        probes = self._probes.by_address
+        strangers = self._probes.strangers(
+            probe for address, probe in probes.items() if self._image.contains(address)
+        )
+        for address, probe in probes.items():
             hooks += [Hook("kprobe", address, handler) for handler in probe.handlers]
             offset = address - self._region.start
             around = slice(offset, offset + _LONGEST_PROBED)
@@ -291,7 +295,7 @@ class SiteContent:
             found, verified = live[around].tobytes(), self.accepted[around].tobytes()
             size = self._probes.explains(address, found, verified) if found[:1] != verified[:1] else 0
             explained += range(offset, offset + size)
-            stranger = self._probes.stranger(probe)
+            stranger = next((handler for handler in probe.handlers if handler in strangers), 0)
             if stranger:
                 reason = "is probed, and the handler is none of the kernel image or its modules"
                 wrong.append(

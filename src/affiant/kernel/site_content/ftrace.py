@@ -83,7 +83,7 @@ class FtraceSites:
         if not len(traced):
             return
         self._hooks.refresh()
-        reasons = {target: self._objection_to(target) for target in np.unique(self._held[traced]).tolist()}
+        reasons = self._objections_to(np.unique(self._held[traced]).tolist())
         blamed = [target for target, (reason, _) in reasons.items() if reason]
         for index in traced[np.isin(self._held[traced], np.array(blamed, dtype=np.uint64))].tolist():
             reason, culprit = reasons[int(self._held[index])]
@@ -104,19 +104,25 @@ class FtraceSites:
         calls = np.flatnonzero(np.isin(self._held, np.array(sorted(self._generated), dtype=np.uint64)))
         return list(zip(self.sites.address[calls].tolist(), self._held[calls].tolist(), strict=True))
 
+    def _objections_to(self, targets: Iterable[int]) -> dict[int, tuple[str, int]]:
+        """Return why sites must not call these targets, and who is to blame; "" where they may."""
+        reasons = {target: self._objection_to(target) for target in targets}
+        odd = {target for target, (reason, _) in reasons.items() if reason and self._is_outside(target)}
+        self._generated = set(self._image.outside.generated_among(odd))
+        return reasons | dict.fromkeys(self._generated, ("", 0))
+
     def _objection_to(self, target: int) -> tuple[str, int]:
+        if self._is_outside(target):
+            return self._hooks.objection_to(target)
         if target not in self._entries:
-            if self._image.contains(target):
-                return "calls a function that is not ftrace's entry code", target
-            reason, culprit = self._hooks.objection_to(target)
-            if reason and self._image.outside.is_generated(target):
-                self._generated.add(target)
-                return "", 0
-            return reason, culprit
+            return "calls a function that is not ftrace's entry code", target
         strangers = self._hooks.strangers()
         if strangers:
             return "is traced, and a tracer lies outside of the kernel image", strangers[0].function
         return "", 0
+
+    def _is_outside(self, target: int) -> bool:
+        return target not in self._entries and not self._image.contains(target)
 
 
 class FtraceCallers:

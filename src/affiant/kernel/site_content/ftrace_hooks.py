@@ -9,7 +9,7 @@ or of a module whose code is what its package holds.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -61,7 +61,9 @@ class FtraceHooks:
             address for name in _GO_BETWEENS if (address := image.program.find(name)) is not None
         }
         self.ops: tuple[FtraceOps, ...] = ()
-        self._kept: tuple[FtraceOps, ...] | None = None
+        self._by_trampoline: dict[int, list[FtraceOps]] = {}
+        self._functions: frozenset[int] | None = None
+        self._kept: dict[int, list[FtraceOps]] | None = None
 
     def refresh(self) -> None:
         """Read the list of registered ops. Raises MemoryFault or MalformedError if it has no end."""
@@ -83,7 +85,8 @@ class FtraceHooks:
         address = program.word(leaving) if leaving is not None else 0
         if address and address not in seen:
             found.append(self._ops_at(address))
-        self.ops, self._kept = tuple(found), None
+        self.ops, self._functions, self._kept = tuple(found), None, None
+        self._by_trampoline = _by_trampoline(found)
 
     def _ops_at(self, address: int) -> FtraceOps:
         copy = self._image.program.copy(_OPS, address)
@@ -91,7 +94,14 @@ class FtraceHooks:
 
     def strangers(self) -> tuple[FtraceOps, ...]:
         """Return the ops whose function is none that is known."""
-        return tuple(ops for ops in self.ops if not self._is_function(ops.function))
+        known = self._known_functions()
+        return tuple(ops for ops in self.ops if ops.function not in known)
+
+    def _known_functions(self) -> frozenset[int]:
+        """Return those functions of registered ops that are known: all are asked about at once."""
+        if self._functions is None:
+            self._functions = self._image.callable_among({ops.function for ops in self.ops})
+        return self._functions
 
     def entered_by(self, function: int) -> str:
         """Return why the entry code may not call `function` instead of ftrace_stub; "" if it may."""
@@ -104,7 +114,7 @@ class FtraceHooks:
 
         The reason is "" if it may; nobody (0) is to blame for what a healthy kernel does for a moment.
         """
-        owners = [ops for ops in self.ops if ops.trampoline == trampoline]
+        owners = self._by_trampoline.get(trampoline)
         if not owners:
             if self._is_left(trampoline):
                 return "calls a trampoline that its ftrace_ops has left", 0
@@ -112,7 +122,7 @@ class FtraceHooks:
         reasons = [(self._compare(ops), ops) for ops in owners]
         for reason, ops in reasons:
             if not reason:
-                if self._is_function(ops.function):
+                if ops.function in self._known_functions():
                     return "", 0
                 return "is hooked by a function outside of the kernel image", ops.function
         return reasons[0][0], trampoline
@@ -124,8 +134,8 @@ class FtraceHooks:
         for a moment on neither.
         """
         if self._kept is None:
-            self._kept = self._with_trampolines()
-        return any(ops.trampoline == trampoline and not self.judge(ops)[1] for ops in self._kept)
+            self._kept = _by_trampoline(self._with_trampolines())
+        return any(not self.judge(ops)[1] for ops in self._kept.get(trampoline, ()))
 
     def _with_trampolines(self) -> tuple[FtraceOps, ...]:
         """Return the ops that keep a trampoline; none where nobody can tell."""
@@ -232,6 +242,13 @@ class FtraceHooks:
             return True
         target = address + _CALL_SIZE + _signed(code[1:5])
         return code[0] == JUMP and target in set(self._image.named(r"\w+_return_thunk").values())
+
+
+def _by_trampoline(every: Iterable[FtraceOps]) -> dict[int, list[FtraceOps]]:
+    found: dict[int, list[FtraceOps]] = {}
+    for ops in every:
+        found.setdefault(ops.trampoline, []).append(ops)
+    return found
 
 
 def _signed(displacement: bytes) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import cached_property
 
 import numpy as np
@@ -16,6 +17,7 @@ from affiant.kernel.text import CodeRegion
 
 __all__ = ["KernelImage"]
 
+_ALL = (1 << 64) - 1
 _SPAN = 64 << 20  # what is walked of page tables for neighbouring data
 _CODE_SYMBOLS = "tTwW"
 _KEY = "__SCK__"
@@ -87,10 +89,14 @@ class KernelImage:
 
     def may_be_called(self, address: int) -> bool:
         """Tell whether a function of the region starts at an address, or one that somebody vouches for."""
-        address &= (1 << 64) - 1
-        return bool(self.functions_at(np.array([address], dtype=np.uint64))[0]) or self.outside.is_function(
-            address
-        )
+        return bool(self.callable_among([address]))
+
+    def callable_among(self, addresses: Collection[int]) -> frozenset[int]:
+        """Return those of many addresses, as they are given, that may be called; see `may_be_called`."""
+        places = np.array(sorted({address & _ALL for address in addresses}), dtype=np.uint64)
+        own = self.functions_at(places)
+        found = {*places[own].tolist(), *self.outside.functions_among(frozenset(places[~own].tolist()))}
+        return frozenset(address for address in addresses if address & _ALL in found)
 
     def names_at(self, address: int) -> tuple[str, ...]:
         """Return all names of the symbol at an address."""

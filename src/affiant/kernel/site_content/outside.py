@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import Protocol
 
 __all__ = ["NOBODY", "Outside"]
 
 
 class Outside(Protocol):
-    """Tells of addresses outside of the image. What it says of one, it has established from content."""
+    """Tells of addresses outside of the image. What it says of one, it has established from content.
 
-    def is_function(self, address: int) -> bool:
-        """Tell whether a function starts there, of a module whose code is what its package holds."""
+    It is asked about many at once: a guest may have each of 50,000 functions lead to a place of its own.
+    """
+
+    def functions_among(self, addresses: Set[int]) -> frozenset[int]:
+        """Return those where a function starts, of a module whose code is what its package holds."""
         ...
 
-    def is_generated(self, address: int) -> bool:
-        """Tell whether a trampoline or dispatcher starts there that BPF made, and is one by its content."""
+    def generated_among(self, addresses: Set[int]) -> frozenset[int]:
+        """Return those where a trampoline or dispatcher starts that BPF made, and is one by its content.
+
+        Raises UnavailableError if that is more code than one look reads.
+        """
         ...
 
 
 class _Nobody:
-    def is_function(self, address: int) -> bool:
-        return False
+    def functions_among(self, addresses: Set[int]) -> frozenset[int]:
+        return frozenset()
 
-    def is_generated(self, address: int) -> bool:
-        return False
+    def generated_among(self, addresses: Set[int]) -> frozenset[int]:
+        return frozenset()
 
 
 NOBODY: Outside = _Nobody()

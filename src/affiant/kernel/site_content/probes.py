@@ -7,7 +7,7 @@ they are. A probe whose handler lies outside of the kernel image is an objection
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -89,9 +89,10 @@ class Probes:
                 self._by_slot[probe.slot] = self._by_detour[probe.detour] = probe
                 node = copy.integer("hlist.next")
 
-    def stranger(self, probe: Probe) -> int:
-        """Return a handler of the probe that is no function that is known; 0 if there is none."""
-        return next((handler for handler in probe.handlers if not self._image.may_be_called(handler)), 0)
+    def strangers(self, probes: Iterable[Probe]) -> frozenset[int]:
+        """Return the handlers of some probes that are no functions that are known."""
+        handlers = {handler for probe in probes for handler in probe.handlers}
+        return frozenset(handlers - self._image.callable_among(handlers))
 
     def explains(self, address: int, found: bytes, verified: bytes) -> int:
         """Return how many bytes at an address a probe has changed; 0 if none may have changed them so.

@@ -166,13 +166,19 @@ class StaticCalls:
             if pair not in self._good and self._types.alike(int(keys[index]), *pair):
                 self._good.add(pair)
             legal[index] = pair in self._good
+        left = np.flatnonzero(~legal & (functions > np.uint64(self._image.region.end)))
+        # The dispatcher of a type of BPF programs is code made for those that are loaded.
+        dispatching = np.array([self._dispatches(key) for key in keys[left].tolist()], dtype=bool)
         outside = self._image.outside
-        for index in np.flatnonzero(~legal & (functions > np.uint64(self._image.region.end))).tolist():
-            name, function = self._image.program.describe(int(keys[index])), int(functions[index])
-            # The dispatcher of a type of BPF programs is code made for those that are loaded.
-            dispatches = _DISPATCHER.fullmatch(name) is not None and outside.is_generated(function)
-            legal[index] = dispatches or outside.is_function(function)
+        generated = outside.generated_among(frozenset(functions[left[dispatching]].tolist()))
+        modules = outside.functions_among(frozenset(functions[left].tolist()) - generated)
+        for index, dispatches in zip(left.tolist(), dispatching.tolist(), strict=True):
+            function = int(functions[index])
+            legal[index] = (dispatches and function in generated) or function in modules
         return legal
+
+    def _dispatches(self, key: int) -> bool:
+        return _DISPATCHER.fullmatch(self._image.program.describe(key)) is not None
 
     def _counted(self, functions: NDArray[np.uint64]) -> NDArray[np.uint64]:
         """With call depth tracking, calls lead to the counter before the function."""

@@ -8,10 +8,12 @@ from hypothesis import strategies as st
 
 from affiant.kernel.lists import xarray_entries
 from affiant.kernel.memory import MemoryFault
-from affiant.kernel.page_content.bpf_lists import BpfLists, read_bpf_lists
+from affiant.kernel.page_content import bpf_pages
+from affiant.kernel.page_content.bpf_lists import BpfLists, BpfSymbol, read_bpf_lists
 from affiant.kernel.page_content.bpf_trampolines import trampolines_in_use
-from affiant.model.errors import AffiantError, MalformedError
-from tests.unit.kernel.bpf_world import CODE, HEADS, NODE, PACK, SLOTS, BpfWorld
+from affiant.kernel.program import KernelProgram
+from affiant.model.errors import AffiantError, MalformedError, UnavailableError
+from tests.unit.kernel.bpf_world import CODE, HEADS, NODE, PACK, SLOTS, TRAMPOLINE, BpfWorld
 from tests.unit.kernel.btf_builder import BtfBuilder
 from tests.unit.kernel.synthetic_guest import (
     DATA,
@@ -119,6 +121,39 @@ def test_packs_that_overlap_are_refused() -> None:
     lists.guest.link(HEADS["pack_list"] + SLIDE, other)
     with pytest.raises(MalformedError):
         read(lists)
+
+
+def test_of_many_places_that_are_called_the_list_of_trampolines_is_read_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It may have tens of thousands of symbols, and each function of the kernel may call another place."""
+    world = BpfWorld()
+    world.generate(CODE)
+    gone = world.add(64, {0: MODULE_AREA + 0x80_0000, 8: MODULE_AREA + 0x80_0040})
+    world.guest.link(HEADS["bpf_kallsyms"] + SLIDE, gone + 32)
+    seen = world.open()
+    reads: list[object] = []
+    real = bpf_pages.read_bpf_symbols
+
+    def counted(program: KernelProgram) -> dict[int, BpfSymbol]:
+        reads.append(program)
+        return real(program)
+
+    monkeypatch.setattr(bpf_pages, "read_bpf_symbols", counted)
+    asked = {CODE, TRAMPOLINE, TRAMPOLINE + 1, MODULE_AREA + 0x80_0000, PACK - 1}
+    assert seen.outside.generated_among(asked) == {TRAMPOLINE}
+    assert len(reads) == 1
+
+
+def test_more_trampolines_than_one_look_reads_are_vouched_for_by_nobody_and_by_no_guess(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = BpfWorld()
+    world.generate(CODE)
+    monkeypatch.setattr(bpf_pages, "_MOST_APART", 63)
+    seen = world.open()
+    with pytest.raises(UnavailableError):
+        seen.outside.generated_among({TRAMPOLINE})
 
 
 @settings(max_examples=150, deadline=None)

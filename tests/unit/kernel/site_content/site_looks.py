@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Set
 from dataclasses import dataclass, field
 
 from affiant.kernel.site_content.content import SiteContent
@@ -68,11 +69,11 @@ class Vouching:
     functions: set[int] = field(default_factory=set)
     generated: set[int] = field(default_factory=set)
 
-    def is_function(self, address: int) -> bool:
-        return address in self.functions
+    def functions_among(self, addresses: Set[int]) -> frozenset[int]:
+        return frozenset(addresses & self.functions)
 
-    def is_generated(self, address: int) -> bool:
-        return address in self.generated
+    def generated_among(self, addresses: Set[int]) -> frozenset[int]:
+        return frozenset(addresses & self.generated)
 
 
 def content_with(world: SiteWorld, outside: Vouching) -> SiteContent:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Set
+from dataclasses import dataclass, field
 
 import pytest
 
 from affiant.kernel.code_changes import is_changing_code
 from affiant.kernel.facts import collect
 from affiant.kernel.lists import Words, list_entries
-from affiant.kernel.site_content import ftrace_hooks, probes
-from affiant.kernel.site_content.ftrace_hooks import FtraceHooks
+from affiant.kernel.site_content import content, ftrace_hooks, probes
+from affiant.kernel.site_content.ftrace_hooks import FtraceHooks, FtraceOps
 from tests.unit.kernel.site_content.site_looks import (
     FOREIGN,
     NOP5,
@@ -31,6 +33,7 @@ from tests.unit.kernel.site_world import (
     FTRACE_CALLER,
     FTRACE_STUB,
     JUMP_LABEL_MUTEX,
+    KPROBES,
     LIST_END,
     OPS_LIST,
     OTHER,
@@ -94,11 +97,11 @@ def test_a_trampoline_of_bpf_is_told_and_not_blamed(world: SiteWorld) -> None:
     trace(world, FOREIGN)
     assert wrong(world) == [("ftrace", PLACES["traced"])]
     assert world.look().hooks == ()
-    content = content_with(world, Vouching(generated={FOREIGN}))
-    assert content.wrapping() == frozenset()
-    seen = look_with(world, content)
+    judge = content_with(world, Vouching(generated={FOREIGN}))
+    assert judge.wrapping() == frozenset()
+    seen = look_with(world, judge)
     assert seen.unexplained == ()
-    assert content.wrapping() == {FOREIGN}
+    assert judge.wrapping() == {FOREIGN}
     (hook,) = seen.hooks
     assert (hook.via, hook.address, hook.handler) == ("bpf", PLACES["traced"] + SLIDE, FOREIGN)
     assert look_with(world, Vouching(functions={FOREIGN})).unexplained
@@ -298,3 +301,72 @@ def test_who_keeps_trampolines_is_read_once_however_many_places_are_called(
         world.write(PLACES[name], near(0xE8, PLACES[name] + SLIDE, target))
     assert wrong(world) == [("ftrace", PLACES["traced"]), ("ftrace", PLACES["traced_2"])]
     assert reads.count("walked") == reads.count("refreshed") > 0
+
+
+@dataclass
+class Counting(Vouching):
+    """Counts how often it is asked."""
+
+    asked: list[int] = field(default_factory=list)
+
+    def functions_among(self, addresses: Set[int]) -> frozenset[int]:
+        self.asked.append(len(addresses))
+        return super().functions_among(addresses)
+
+    def generated_among(self, addresses: Set[int]) -> frozenset[int]:
+        self.asked.append(len(addresses))
+        return super().generated_among(addresses)
+
+
+@pytest.mark.parametrize("readings", [0, 3])
+def test_all_places_that_are_called_are_asked_about_at_once(
+    world: SiteWorld, monkeypatch: pytest.MonkeyPatch, readings: int
+) -> None:
+    """To answer for one takes the list of all modules, or of all of BPF's code."""
+    monkeypatch.setattr(content, "_READINGS", readings)
+    outside = Counting()
+    for name, target in (("traced", FOREIGN), ("traced_2", FOREIGN + 0x1000)):
+        world.write(PLACES[name], near(0xE8, PLACES[name] + SLIDE, target))
+    seen = look_with(world, outside)
+    assert [run.address - SLIDE for run in seen.unexplained] == [PLACES["traced"], PLACES["traced_2"]]
+    assert outside.asked.count(2) == readings + 1
+    assert outside.asked.count(1) == 0
+
+
+def test_handlers_of_all_probes_are_asked_about_at_once(world: SiteWorld) -> None:
+    outside = Counting()
+    for number in range(2):
+        structure = probe(world, PROBED + SLIDE + number, MODULE_AREA + number, saved=0x90)
+        world.write(KPROBES + 8 * (10 + number), structure.to_bytes(8, "little"))
+    world.write(KPROBES + 8 * 5, bytes(8))
+    look_with(world, outside)
+    assert 2 in outside.asked and 1 not in outside.asked
+
+
+def test_fifty_thousand_places_and_thousands_of_tracers_take_no_time(
+    world: SiteWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each place is looked up among those who registered, and not compared with each of them."""
+    hooks = world.seen.text_content.hooks
+    many = [FtraceOps(number, 0, FOREIGN - 64 * number) for number in range(4096)]
+    structures = [world.heap(bytes(56)) for _ in range(2)]
+    register(world, structures[0], TRACER + SLIDE)
+    addresses = iter(many)
+    monkeypatch.setattr(FtraceHooks, "_ops_at", lambda _self, _address: next(addresses))
+    monkeypatch.setattr(ftrace_hooks, "list_entries", lambda *_args, **_kwargs: range(4095))
+    monkeypatch.setattr(world.seen.program, "find", Names(world.seen.program.find))
+    hooks.refresh()
+    began = time.thread_time()
+    for target in range(50_000):
+        assert hooks.objection_to(FOREIGN + 64 * target + 8)[0]
+    assert time.thread_time() - began < 2.0
+
+
+@dataclass
+class Names:
+    """Finds symbols, and one for the list of those who keep trampolines."""
+
+    find: Callable[[str], int | None]
+
+    def __call__(self, name: str) -> int | None:
+        return 8 if name == "ftrace_ops_trampoline_list" else self.find(name)
