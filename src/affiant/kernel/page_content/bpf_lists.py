@@ -8,7 +8,7 @@ on no list.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
@@ -163,18 +163,24 @@ def _loaded(program: KernelProgram) -> Iterator[int]:
 
 def _programs(program: KernelProgram, loaded: Iterable[int]) -> Iterator[BpfProgram]:
     seen = 0
-    for address in loaded:
-        functions = program_functions(program, address)
-        seen += 1 + len(functions)
+
+    def count() -> None:
+        nonlocal seen
+        seen += 1
         if seen > _MOST_IMAGES:
             raise MalformedError(f"more than {_MOST_IMAGES} BPF functions")
-        yield from functions
+
+    for address in loaded:
+        yield from program_functions(program, address, count)
 
 
-def program_functions(program: KernelProgram, address: int) -> list[BpfProgram]:
+def program_functions(
+    program: KernelProgram, address: int, step: Callable[[], None] = lambda: None
+) -> list[BpfProgram]:
     """Return the compiled functions of the `struct bpf_prog` at an address; none of one that is interpreted.
 
-    Raises MemoryFault or MalformedError where there is no program.
+    `step` is called for each function, compiled or not. Raises MemoryFault or MalformedError where there is
+    no program.
     """
     auxiliary = program.copy(_AUX, program.copy(_PROGRAM, address).integer("aux"))
     name = auxiliary.text("name")
@@ -184,6 +190,7 @@ def program_functions(program: KernelProgram, address: int) -> list[BpfProgram]:
     functions = auxiliary.integer("func")
     found = []
     for part in [program.word(functions + 8 * index) for index in range(count)] or [address]:
+        step()
         function = program.copy(_PROGRAM, part)
         if not function.integer("jited"):
             continue

@@ -13,7 +13,7 @@ from affiant.kernel.page_content.bpf_lists import BpfLists, BpfSymbol, read_bpf_
 from affiant.kernel.page_content.bpf_trampolines import trampolines_in_use
 from affiant.kernel.program import KernelProgram
 from affiant.model.errors import AffiantError, MalformedError, UnavailableError
-from tests.unit.kernel.bpf_world import CODE, HEADS, NODE, PACK, SLOTS, TRAMPOLINE, BpfWorld
+from tests.unit.kernel.bpf_world import CODE, HEADS, NODE, PACK, PROGRAM, SLOTS, TRAMPOLINE, BpfWorld
 from tests.unit.kernel.btf_builder import BtfBuilder
 from tests.unit.kernel.synthetic_guest import (
     DATA,
@@ -57,6 +57,21 @@ def test_more_entries_than_may_be_are_refused() -> None:
     assert len(list(xarray_entries(program, address | 2, maximum=SLOTS))) == SLOTS
     with pytest.raises(MalformedError):
         list(xarray_entries(program, address | 2, maximum=SLOTS - 1))
+
+
+def test_functions_are_counted_though_they_are_not_compiled() -> None:
+    """Few structures of a guest may stand for many: each program has the same thousands of functions."""
+    lists = BpfWorld()
+    function = lists.add(PROGRAM, {16: lists.aux})
+    lists.word(lists.aux, 4096)
+    lists.word(lists.aux + 8, lists.add(8 * 4096, {8 * index: function for index in range(4096)}))
+    node = lists.program
+    for shift in (0, 3):
+        slots = {8 + 8 * slot: node for slot in range(SLOTS)}
+        node = lists.add(NODE, {0: shift} | slots) | 2
+    lists.word(HEADS["prog_idr"] + SLIDE, node)
+    with pytest.raises(MalformedError, match="more than 65536"):
+        read(lists)
 
 
 def trampoline_types(link: str) -> bytes:
