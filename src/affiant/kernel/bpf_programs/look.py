@@ -155,7 +155,7 @@ def read_bpf_programs(guest: Guest, callees: Callees, *, now: float) -> BpfLook:
     after = _attempt(partial(_lists, guest, budget))
     known = _Known(
         {*before[0].loaded, *after[0].loaded},
-        _Functions({**before[0].programs, **after[0].programs}.values()),
+        _Functions((*before[0].functions, *after[0].functions)),
         {*before[1], *after[1]},
     )
     uses = [use for survey in surveys.values() for use in survey.uses]
@@ -271,7 +271,7 @@ def _listed(
         by_program.setdefault(owner, []).append(use)
     callees.begin()
     functions: dict[int, list[BpfProgram]] = {}
-    for function in lists.programs.values():
+    for function in lists.functions:
         functions.setdefault(function.structure, []).append(function)
     programs: list[ListedProgram] = []
     failed: dict[int, tuple[ProgramDetails | None, str]] = {}
@@ -280,7 +280,7 @@ def _listed(
         details = None
         try:
             details = program_details(guest.program, address, functions.get(address, ()))
-            calls = callees.of(view, details.functions)
+            calls = callees.of(view, lists, details.functions)
         except (MemoryFault, MalformedError) as error:
             failed[address] = details, str(error)
             continue

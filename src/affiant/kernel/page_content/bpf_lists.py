@@ -85,8 +85,9 @@ class BpfProgram:
 class BpfLists:
     """All lists of one moment; symbols and programs by where their code starts.
 
-    `trampolines` are where the code of trampolines starts that they have now, None if nobody tells.
-    `loaded` are the programs on `prog_idr`, compiled or not.
+    Of several that start at one place, whatever the reason, the longest counts there: a short one hides
+    nothing. `functions` are all of them. `trampolines` are where the code of trampolines starts that they
+    have now, None if nobody tells. `loaded` are the programs on `prog_idr`, compiled or not.
     """
 
     packs: tuple[BpfPack, ...]
@@ -94,6 +95,7 @@ class BpfLists:
     programs: Mapping[int, BpfProgram]
     trampolines: frozenset[int] | None = None
     loaded: tuple[int, ...] = ()
+    functions: tuple[BpfProgram, ...] = ()
 
     def pack_at(self, address: int) -> BpfPack | None:
         """Return the pack that an address lies in, None if it lies in none."""
@@ -118,18 +120,26 @@ def read_bpf_lists(program: KernelProgram) -> BpfLists:
         return BpfLists((), {}, {})
     symbols = read_bpf_symbols(program)
     loaded = tuple(_loaded(program))
-    programs = {image.start: image for image in _programs(program, loaded)}
+    functions = tuple(_functions(program, loaded))
+    programs: dict[int, BpfProgram] = {}
+    for each in functions:
+        if each.start not in programs or programs[each.start].size < each.size:
+            programs[each.start] = each
     packs = sorted(_packs(program), key=lambda pack: pack.start)
     if any(before.end > after.start for before, after in pairwise(packs)):
         raise MalformedError("packs of BPF programs overlap")
-    return BpfLists(tuple(packs), symbols, programs, trampolines_in_use(program), loaded)
+    return BpfLists(tuple(packs), symbols, programs, trampolines_in_use(program), loaded, functions)
 
 
 def read_bpf_symbols(program: KernelProgram) -> dict[int, BpfSymbol]:
     """Read the list of symbols of generated code, by where it starts; raises what `read_bpf_lists` raises."""
     if program.find("bpf_kallsyms") is None:
         return {}
-    return {symbol.start: symbol for symbol in _symbols(program)}
+    symbols: dict[int, BpfSymbol] = {}
+    for each in _symbols(program):
+        if each.start not in symbols or symbols[each.start].end < each.end:
+            symbols[each.start] = each
+    return symbols
 
 
 def _packs(program: KernelProgram) -> Iterator[BpfPack]:
@@ -161,7 +171,7 @@ def _loaded(program: KernelProgram) -> Iterator[int]:
     return xarray_entries(program, root, maximum=_MOST_IMAGES)
 
 
-def _programs(program: KernelProgram, loaded: Iterable[int]) -> Iterator[BpfProgram]:
+def _functions(program: KernelProgram, loaded: Iterable[int]) -> Iterator[BpfProgram]:
     seen = 0
 
     def count() -> None:

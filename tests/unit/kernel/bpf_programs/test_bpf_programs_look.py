@@ -13,7 +13,17 @@ from affiant.kernel.bpf_programs import callees, look, trampolines
 from affiant.kernel.bpf_programs.survey import Use
 from affiant.kernel.facts import collect
 from affiant.kernel.page_content.bpf_lists import BpfLists, BpfSymbol
-from tests.unit.kernel.bpf_world import AUX, CODE, CODE_PHYSICAL, ENTRY, HEADS, PACK, TRAMPOLINE, BpfWorld
+from tests.unit.kernel.bpf_world import (
+    AUX,
+    CODE,
+    CODE_PHYSICAL,
+    ENTRY,
+    HEADS,
+    PACK,
+    PROGRAM,
+    TRAMPOLINE,
+    BpfWorld,
+)
 from tests.unit.kernel.synthetic_guest import MODULE_AREA, SLIDE
 
 LASTING = 10
@@ -221,7 +231,7 @@ def test_more_code_than_a_look_reads_is_told_as_unread(
     world: BpfWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Programs that all claim the same two megabytes cost no minutes."""
-    monkeypatch.setattr(callees, "_MOST_READ", len(world.code) - 1)
+    monkeypatch.setattr(callees, "_MOST_READ", 64 - 8 - 1)
     fact = first(world)
     assert fact["programs"][0]["calls"] is None
     assert "calls" in fact["unread"]
@@ -286,6 +296,33 @@ def test_a_program_whose_code_is_gone_is_listed_and_its_calls_are_unread(world: 
     fact = first(world)
     assert (fact["count"], fact["programs"][0]["calls"]) == (1, None)
     assert "calls" in fact["unread"]
+
+
+def test_a_program_whose_length_was_cut_short_hides_no_call(world: BpfWorld) -> None:
+    """What a program may do is read up to the end of its memory, whatever its structure says."""
+    world.word(world.program, 1 | len(ENTRY) << 32)
+    (program,) = first(world)["programs"]
+    assert (program["effects"], program["calls_whole"]) == (["writes user memory"], False)
+
+
+def test_a_short_function_where_a_listed_one_starts_hides_none_of_it(world: BpfWorld) -> None:
+    """A forged program on the list claims the beginning of another's code."""
+    aux = world.add(AUX, {64: 9})
+    forged = world.add(PROGRAM, {0: 1 | len(ENTRY) << 32, 8: CODE, 16: aux, 24: 6 | 37 << 32})
+    world.guest.word(world.slot + 8, forged)
+    fact = first(world)
+    program = next(program for program in fact["programs"] if program["name"] == "watcher")
+    assert (program["effects"], program["functions"]) == (["writes user memory"], 1)
+    assert fact["count"] == 2
+
+
+def test_an_exception_table_behind_a_program_is_no_code_of_it(world: BpfWorld) -> None:
+    place = CODE + len(world.code) + 1
+    world.guest.poke(CODE_PHYSICAL + 8 + len(world.code) + 1, bytes.fromhex("0f22c0") + bytes(9))
+    assert not first(world)["programs"][0]["calls_whole"]
+    world.word(world.aux + 32, 1)
+    world.word(world.aux + 40, place)
+    assert first(world)["programs"][0]["calls_whole"]
 
 
 @settings(max_examples=100, deadline=None)

@@ -13,7 +13,7 @@ from affiant.kernel.page_content.bpf_lists import BpfLists, BpfSymbol, read_bpf_
 from affiant.kernel.page_content.bpf_trampolines import trampolines_in_use
 from affiant.kernel.program import KernelProgram
 from affiant.model.errors import AffiantError, MalformedError, UnavailableError
-from tests.unit.kernel.bpf_world import CODE, HEADS, NODE, PACK, PROGRAM, SLOTS, TRAMPOLINE, BpfWorld
+from tests.unit.kernel.bpf_world import AUX, CODE, HEADS, NODE, PACK, PROGRAM, SLOTS, TRAMPOLINE, BpfWorld
 from tests.unit.kernel.btf_builder import BtfBuilder
 from tests.unit.kernel.synthetic_guest import (
     DATA,
@@ -72,6 +72,16 @@ def test_functions_are_counted_though_they_are_not_compiled() -> None:
     lists.word(HEADS["prog_idr"] + SLIDE, node)
     with pytest.raises(MalformedError, match="more than 65536"):
         read(lists)
+
+
+def test_the_longest_of_what_starts_at_one_place_counts() -> None:
+    lists = BpfWorld()
+    aux = lists.add(AUX, {128: CODE, 136: CODE + 4, 176: 1})
+    lists.guest.word(lists.slot + 8, lists.add(PROGRAM, {0: 1 | 4 << 32, 8: CODE, 16: aux}))
+    lists.guest.link(HEADS["bpf_kallsyms"] + SLIDE, aux + 128 + 32)
+    found = read(lists)
+    assert [each.size for each in found.functions] == [len(lists.code), 4]
+    assert (found.programs[CODE].size, found.symbols[CODE].end) == (len(lists.code), CODE + len(lists.code))
 
 
 def trampoline_types(link: str) -> bytes:
