@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from affiant.kernel.bpf_programs.look import BpfLook, ListedProgram, Unlisted, read_bpf_programs
+from affiant.kernel.bpf_programs.listed import ListedProgram
+from affiant.kernel.bpf_programs.look import BpfLook, Unlisted, read_bpf_programs
 from affiant.kernel.guest import Guest
 
 __all__ = ["BPF_PROGRAMS_FIELDS", "BpfProgramsFact", "bpf_programs"]
@@ -22,8 +23,9 @@ BPF_PROGRAMS_FIELDS = {
     "links": "links on the kernel's list",
     "programs": "id, name, type, attach_type, attach_to (the function it was loaded for), tag, uid of who "
     "loaded it (null: unreadable), functions, bytes of code, calls (helpers and kernel functions, by its "
-    "code; null: not decoded yet), calls_whole (whether all of its code could be read), calls_left_out, "
-    "effects, uses (what, where, count), uses_left_out of each",
+    "code; null: not decoded yet), calls_whole (whether all of its code could be read), settling (it could "
+    "not, and not for long enough to be sure), calls_left_out, effects, uses (what, where, count), "
+    "uses_left_out of each",
     "programs_left_out": "programs beyond the first 1024",
     "effects": "how many programs have each effect",
     "looked": "places that were looked through, by kind",
@@ -85,6 +87,7 @@ def _program(program: ListedProgram) -> dict[str, Json]:
         "bytes": sum(function.size for function in details.functions),
         "calls": None if names is None else names[:_MOST_CALLS],
         "calls_whole": calls is not None and calls.whole,
+        "settling": program.settling,
         "calls_left_out": max(0, len(names or ()) - _MOST_CALLS),
         "effects": list(program.effects),
         "uses": uses[:_MOST_USES],

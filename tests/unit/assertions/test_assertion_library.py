@@ -186,6 +186,15 @@ def test_a_processor_that_is_not_up_yet_is_no_violation(engine):
     assert (result.outcome, result.looked_at, differences) == (Outcome.HOLDS, 1, ())
 
 
+@pytest.mark.parametrize(("settling", "outcome"), [(True, Outcome.HOLDS), (False, Outcome.INCONCLUSIVE)])
+def test_a_program_whose_code_may_be_changing_just_now_has_some_seconds(engine, settling, outcome):
+    recording = copy.deepcopy(RECORDINGS["bpf_programs_only_watch.writing_program"])
+    for program in recording.facts["bpf_programs"]["programs"]:
+        program |= {"effects": [], "calls_whole": False, "settling": settling}
+    result, _ = replay(engine, recording)
+    assert result.outcome is outcome
+
+
 def test_a_kernel_without_modules_is_healthy(engine):
     change = {"listed": [], "executable_pages": 0}
     result, _ = replay(engine, _healthy("modules_listed", "modules", change))

@@ -5,6 +5,7 @@
     links, symbols, trampolines, tracing, cgroups, networks, program_arrays, descriptors
                     one kind of places each; program_lists: arrays that several of them have
     programs        what the kernel says of a program
+    listed          the programs on the list, with what they call
     callees         what its machine code calls, by name; effects: what such calls can do
 
 Promised: a program that one of these places leads to, and that `prog_idr` does not name, is told, and so is

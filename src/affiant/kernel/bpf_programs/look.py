@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from affiant.kernel.bpf_programs.callees import Callees, Calls
+from affiant.kernel.bpf_programs.callees import Callees
 from affiant.kernel.bpf_programs.cgroups import survey_cgroups
 from affiant.kernel.bpf_programs.descriptors import survey_descriptors
-from affiant.kernel.bpf_programs.effects import effects_of
 from affiant.kernel.bpf_programs.links import listed_links, survey_links
+from affiant.kernel.bpf_programs.listed import ListedProgram, lasting_gaps, listed_programs
 from affiant.kernel.bpf_programs.networks import survey_networks
 from affiant.kernel.bpf_programs.program_arrays import survey_program_arrays
 from affiant.kernel.bpf_programs.programs import ProgramDetails, is_of_kernel, program_details
@@ -58,19 +58,8 @@ PLACES: Final[Mapping[str, Callable[[Survey], None]]] = {
 
 _Result = TypeVar("_Result")
 _ATTEMPTS: Final = 3
-_SECONDS: Final = 1.0  # of this thread's processor time, for all places
-_CALLS: Final = "calls"
+_SECONDS: Final = 1.0  # of this thread's processor time, for lists and all places
 _MOST_NAMED: Final = 64  # unlisted programs that are looked at for their names and code
-
-
-@dataclass(frozen=True, slots=True)
-class ListedProgram:
-    """A program on `prog_idr`, with what its code calls (None: not decoded) and where it is entered from."""
-
-    details: ProgramDetails
-    calls: Calls | None
-    effects: tuple[str, ...]
-    uses: tuple[Use, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +129,8 @@ class _Known:
 def read_bpf_programs(guest: Guest, callees: Callees, *, now: float) -> BpfLook:
     """Look at the lists, at every place, and at the lists again: what came or went meanwhile is no stranger.
 
-    Raises MemoryFault or MalformedError when the list of programs cannot be followed in three attempts.
+    Raises MemoryFault or MalformedError when the list of programs cannot be followed in three attempts, and
+    UnavailableError when there is no time for it.
     """
     view = View(guest)
     budget = Budget(seconds=_SECONDS, clock=time.thread_time)
@@ -148,8 +138,9 @@ def read_bpf_programs(guest: Guest, callees: Callees, *, now: float) -> BpfLook:
     surveys: dict[str, Survey] = {}
     unread: dict[str, str] = {}
     for name, look in PLACES.items():
+        lists = iter([before[0]])
         try:
-            surveys[name] = _attempt(partial(_surveyed, guest, budget, before[0], look))
+            surveys[name] = _attempt(partial(_surveyed, guest, budget, lists, look))
         except AffiantError as error:
             unread[name] = str(error)
     after = _attempt(partial(_lists, guest, budget))
@@ -160,7 +151,22 @@ def read_bpf_programs(guest: Guest, callees: Callees, *, now: float) -> BpfLook:
     )
     uses = [use for survey in surveys.values() for use in survey.uses]
     links = [link for survey in surveys.values() for link in survey.links]
-    programs = _listed(guest, view, callees, after[0], uses, known, unread)
+    by_program: dict[int, list[Use]] = {}
+    for use in uses:
+        by_program.setdefault(use.program or known.functions.owner_of(use.code), []).append(use)
+    programs = listed_programs(
+        guest,
+        view,
+        callees,
+        after[0],
+        again=partial(_attempt, partial(read_bpf_lists, guest.program, budget.step)),
+        uses=by_program,
+        unread=unread,
+        now=now,
+    )
+    torn = {key: (name, why) for name, survey in surveys.items() for key, why in survey.gaps.items()}
+    for key in lasting_gaps(guest, "places", {key: why for key, (_, why) in torn.items()}, now):
+        unread[torn[key][0]] = torn[key][1]
     strangers = _unlisted(guest, known, uses, after[0]) | _unlisted_links(guest, known, links)
     lasting = guest.patience.settled("bpf programs", set(strangers), now)
     return BpfLook(
@@ -174,12 +180,16 @@ def read_bpf_programs(guest: Guest, callees: Callees, *, now: float) -> BpfLook:
 
 
 def _lists(guest: Guest, budget: Budget) -> tuple[BpfLists, dict[int, int]]:
-    lists = read_bpf_lists(guest.program)
+    lists = read_bpf_lists(guest.program, budget.step)
     return lists, listed_links(Survey(guest, Snapshot(guest.program, budget), lists))
 
 
-def _surveyed(guest: Guest, budget: Budget, lists: BpfLists, look: Callable[[Survey], None]) -> Survey:
-    survey = Survey(guest, Snapshot(guest.program, budget), lists)
+def _surveyed(
+    guest: Guest, budget: Budget, lists: Iterator[BpfLists], look: Callable[[Survey], None]
+) -> Survey:
+    """Look with the first of `lists`; where that did not go well, with the lists as they are by then."""
+    read = next(lists, None) or read_bpf_lists(guest.program, budget.step)
+    survey = Survey(guest, Snapshot(guest.program, budget), read)
     look(survey)
     return survey
 
@@ -254,57 +264,3 @@ def _told(uses: Iterable[Use | LinkUse]) -> tuple[tuple[str, str], ...]:
 
 def _name(details: ProgramDetails) -> str:
     return details.name or f"{details.kind} {details.tag}"
-
-
-def _listed(
-    guest: Guest,
-    view: View,
-    callees: Callees,
-    lists: BpfLists,
-    uses: Iterable[Use],
-    known: _Known,
-    unread: dict[str, str],
-) -> tuple[ListedProgram, ...]:
-    by_program: dict[int, list[Use]] = {}
-    for use in uses:
-        owner = use.program or known.functions.owner_of(use.code)
-        by_program.setdefault(owner, []).append(use)
-    callees.begin()
-    functions: dict[int, list[BpfProgram]] = {}
-    for function in lists.functions:
-        functions.setdefault(function.structure, []).append(function)
-    programs: list[ListedProgram] = []
-    failed: dict[int, tuple[ProgramDetails | None, str]] = {}
-    torn: dict[int, ListedProgram] = {}
-    for address in lists.loaded:
-        details = None
-        try:
-            details = program_details(guest.program, address, functions.get(address, ()))
-            calls = callees.of(view, lists, details.functions)
-        except (MemoryFault, MalformedError) as error:
-            failed[address] = details, str(error)
-            continue
-        if calls is None:
-            unread[_CALLS] = "more code than one look reads, or decodes anew; the next goes on"
-        found = _with_uses(details, calls, by_program)
-        if calls is None or calls.whole:
-            programs.append(found)
-        else:
-            torn[address] = found
-    # Of what could not be read, or not to its end, what is gone by now was freed meanwhile.
-    still = set(_attempt(partial(read_bpf_lists, guest.program)).loaded) if failed or torn else set()
-    programs += [torn[address] for address in torn.keys() & still]
-    for address in failed.keys() & still:
-        details, reason = failed[address]
-        unread[_CALLS] = f"the program at {address:#x}: {reason}"
-        if details is not None:
-            programs.append(_with_uses(details, None, by_program))
-    return tuple(sorted(programs, key=lambda each: each.details.id))
-
-
-def _with_uses(
-    details: ProgramDetails, calls: Calls | None, uses: Mapping[int, Sequence[Use]]
-) -> ListedProgram:
-    names = calls.names if calls else ()
-    effects = effects_of(names, kind=details.kind, attach_type=details.attach_type)
-    return ListedProgram(details, calls, effects, tuple(uses.get(details.address, ())))

@@ -47,7 +47,8 @@ class LinkUse:
 class Survey:
     """One kind of places of one guest, at one moment: guest memory is hostile, and what is noted is its word.
 
-    `looked` counts the places that were there to be looked at, in use or not.
+    `looked` counts the places that were there to be looked at, in use or not. `gaps` are pieces of code that
+    were not read to their ends, by where they are and their names, with the reasons.
     """
 
     guest: Guest
@@ -56,6 +57,7 @@ class Survey:
     looked: int = 0
     uses: list[Use] = field(default_factory=list)
     links: list[LinkUse] = field(default_factory=list)
+    gaps: dict[tuple[int, object], str] = field(default_factory=dict)
 
     @property
     def program(self) -> KernelProgram:

@@ -35,7 +35,7 @@ def survey_trampoline_code(survey: Survey) -> None:
     """Note the code of programs that trampolines call, and dispatchers.
 
     What a trampoline had before may outlive its programs by minutes; others may have their memory by then.
-    Raises MalformedError if listed code cannot be read to its end: what it calls behind that is not known.
+    Where listed code is not read to its end, what it calls behind that is not known: a gap, if it lasts.
     """
     view, left = View(survey.guest), _MOST_CODE
     torn: dict[BpfSymbol, str] = {}
@@ -57,10 +57,10 @@ def survey_trampoline_code(survey: Survey) -> None:
                 for target, _ in report.leaves:
                     _note_code(survey, symbol, target)
     # What is not on the list any more was freed while it was read.
-    listed = read_bpf_symbols(survey.program) if torn else {}
+    listed = read_bpf_symbols(survey.program, survey.memory.budget.step) if torn else {}
     for symbol, reason in torn.items():
         if listed.get(symbol.start) == symbol:
-            raise MalformedError(f"the code of {symbol.name} {reason}")
+            survey.gaps[symbol.start, symbol.name] = f"the code of {symbol.name} {reason}"
 
 
 def _note_code(survey: Survey, symbol: BpfSymbol, target: int) -> None:

@@ -111,16 +111,17 @@ class BpfLists:
         return not pack.bitmap[chunk // 8] >> chunk % 8 & 1
 
 
-def read_bpf_lists(program: KernelProgram) -> BpfLists:
+def read_bpf_lists(program: KernelProgram, step: Callable[[], None] = lambda: None) -> BpfLists:
     """Read the lists of BPF code. A kernel without BPF has none.
 
-    Raises MemoryFault or MalformedError when one of them cannot be followed to its end.
+    `step` is called for each thing on them, and may raise when there were enough. Raises MemoryFault or
+    MalformedError when one of them cannot be followed to its end.
     """
     if program.find("pack_list") is None or program.find("prog_idr") is None:
         return BpfLists((), {}, {})
-    symbols = read_bpf_symbols(program)
+    symbols = read_bpf_symbols(program, step)
     loaded = tuple(_loaded(program))
-    functions = tuple(_functions(program, loaded))
+    functions = tuple(_functions(program, loaded, step))
     programs: dict[int, BpfProgram] = {}
     for each in functions:
         if each.start not in programs or programs[each.start].size < each.size:
@@ -131,12 +132,13 @@ def read_bpf_lists(program: KernelProgram) -> BpfLists:
     return BpfLists(tuple(packs), symbols, programs, trampolines_in_use(program), loaded, functions)
 
 
-def read_bpf_symbols(program: KernelProgram) -> dict[int, BpfSymbol]:
+def read_bpf_symbols(program: KernelProgram, step: Callable[[], None] = lambda: None) -> dict[int, BpfSymbol]:
     """Read the list of symbols of generated code, by where it starts; raises what `read_bpf_lists` raises."""
     if program.find("bpf_kallsyms") is None:
         return {}
     symbols: dict[int, BpfSymbol] = {}
     for each in _symbols(program):
+        step()
         if each.start not in symbols or symbols[each.start].end < each.end:
             symbols[each.start] = each
     return symbols
@@ -171,7 +173,9 @@ def _loaded(program: KernelProgram) -> Iterator[int]:
     return xarray_entries(program, root, maximum=_MOST_IMAGES)
 
 
-def _functions(program: KernelProgram, loaded: Iterable[int]) -> Iterator[BpfProgram]:
+def _functions(
+    program: KernelProgram, loaded: Iterable[int], step: Callable[[], None]
+) -> Iterator[BpfProgram]:
     seen = 0
 
     def count() -> None:
@@ -179,6 +183,7 @@ def _functions(program: KernelProgram, loaded: Iterable[int]) -> Iterator[BpfPro
         seen += 1
         if seen > _MOST_IMAGES:
             raise MalformedError(f"more than {_MOST_IMAGES} BPF functions")
+        step()
 
     for address in loaded:
         yield from program_functions(program, address, count)

@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from affiant.kernel.bpf_programs import callees, look, trampolines
-from affiant.kernel.bpf_programs.survey import Use
+from affiant.kernel.bpf_programs import listed as listed_look
+from affiant.kernel.bpf_programs.survey import Survey, Use
 from affiant.kernel.facts import collect
+from affiant.kernel.memory import MemoryFault
 from affiant.kernel.page_content.bpf_lists import BpfLists, BpfSymbol
 from tests.unit.kernel.bpf_world import (
     AUX,
@@ -220,11 +222,36 @@ def test_code_of_a_trampoline_that_is_not_read_to_its_end_is_not_taken_for_nothi
     world: BpfWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.generate(PACK + 8 + 0x18)
-    assert first(world)["unread"] == {}
+    assert lasting(world)["unread"] == {}
     world.guest.poke(CODE_PHYSICAL + TRAMPOLINE - PACK + 4, bytes.fromhex("0f22c09090"))
-    assert list(first(world)["unread"]) == ["trampolines' code"]
-    monkeypatch.setattr(trampolines, "read_bpf_symbols", lambda _program: {})
-    assert first(world)["unread"] == {}, "it was freed meanwhile"
+    assert first(world)["unread"] == {}, "it may be patched just now"
+    assert list(lasting(world)["unread"]) == ["trampolines' code"]
+    monkeypatch.setattr(trampolines, "read_bpf_symbols", lambda *_: {})
+    assert lasting(world)["unread"] == {}, "it was freed meanwhile"
+
+
+def test_a_look_that_was_overtaken_begins_anew_with_the_lists_of_now(
+    world: BpfWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What they named may be freed and unmapped since."""
+    seen: list[BpfLists] = []
+
+    def moved(survey: Survey) -> None:
+        seen.append(survey.lists)
+        if len(seen) == 1:
+            world.guest.word(world.slot, 0)
+            raise MemoryFault("it is gone")
+
+    monkeypatch.setattr(look, "PLACES", {"moved": moved})
+    assert first(world)["looked"] == {"moved": 0}
+    assert [CODE in lists.programs for lists in seen] == [True, False]
+
+
+def test_lists_are_read_within_the_time_of_a_look(world: BpfWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(look, "_SECONDS", -1.0)
+    monkeypatch.setattr(look, "listed_links", lambda _survey: {})
+    monkeypatch.setattr(look, "PLACES", {})
+    assert "no time" in first(world)["unavailable"]
 
 
 def test_more_code_than_a_look_reads_is_told_as_unread(
@@ -274,7 +301,7 @@ def test_a_program_that_is_freed_while_it_is_read_is_passed_over(
     world: BpfWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It leaves the list first, and its code becomes INT3; one that is listed on is told all the same."""
-    read, listed = look.program_details, True
+    read, listed = listed_look.program_details, True
 
     def freed(*arguments: Any) -> Any:
         details = read(*arguments)
@@ -283,7 +310,7 @@ def test_a_program_that_is_freed_while_it_is_read_is_passed_over(
             world.guest.word(world.slot, 0)
         return details
 
-    monkeypatch.setattr(look, "program_details", freed)
+    monkeypatch.setattr(listed_look, "program_details", freed)
     (program,) = first(world)["programs"]
     assert not program["calls_whole"]
     listed = False
@@ -294,8 +321,52 @@ def test_a_program_that_is_freed_while_it_is_read_is_passed_over(
 def test_a_program_whose_code_is_gone_is_listed_and_its_calls_are_unread(world: BpfWorld) -> None:
     world.word(world.program + 8, PACK + 0x1000)
     fact = first(world)
-    assert (fact["count"], fact["programs"][0]["calls"]) == (1, None)
+    assert (fact["count"], fact["programs"][0]["calls"], fact["programs"][0]["settling"]) == (1, None, True)
+    assert "calls" not in fact["unread"]
+    fact = lasting(world)
+    assert (fact["count"], fact["programs"][0]["calls"], fact["programs"][0]["settling"]) == (1, None, False)
     assert "calls" in fact["unread"]
+
+
+PATCHED = CODE_PHYSICAL + 8 + len(ENTRY) + 5
+"""Behind the call of the helper."""
+
+
+def test_a_program_that_is_being_patched_has_some_seconds(world: BpfWorld) -> None:
+    """INT3 stands for a moment where a tail call is patched; what stays so is told."""
+    world.guest.poke(PATCHED, b"\xcc")
+    told = [fact["programs"][0] for fact in islice(world.looks(), LASTING)]
+    assert [program["calls_whole"] for program in told] == [False] * LASTING
+    assert [program["settling"] for program in told] == [number < 3 for number in range(LASTING)]
+    assert told[0]["effects"] == ["writes user memory"], "what stands before it is known"
+
+
+def test_a_program_that_is_patched_while_it_is_read_is_read_again(
+    world: BpfWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = world.guest.poke(PATCHED, b"\xcc")
+    read, readings = listed_look.program_details, 0
+
+    def finished(*arguments: Any) -> Any:
+        nonlocal readings
+        readings += 1
+        if readings == 2:
+            world.guest.poke(PATCHED, before)
+        return read(*arguments)
+
+    monkeypatch.setattr(listed_look, "program_details", finished)
+    (program,) = first(world)["programs"]
+    assert (program["calls_whole"], program["settling"], readings) == (True, False, 2)
+
+
+def test_programs_that_take_turns_at_not_being_read_are_told_after_a_minute(world: BpfWorld) -> None:
+    world.guest.poke(PATCHED, b"\xcc")
+    told = []
+    for number, fact in enumerate(islice(world.looks(), LASTING)):
+        (program,) = fact["programs"]
+        told.append(program["settling"])
+        world.word(world.aux + 64, 8 + number)  # another program, by its number
+    assert told == [number < 6 for number in range(LASTING)], "looks are ten seconds apart"
 
 
 def test_a_program_whose_length_was_cut_short_hides_no_call(world: BpfWorld) -> None:
