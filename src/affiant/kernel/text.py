@@ -197,8 +197,9 @@ def compare_region(
     """Compare what `space` maps at the region with what must stand there.
 
     `content` judges the region's patch sites and remembers what it found legal; give the same one for
-    the same region and space again. Never raises for what the guest does: pages that are not mapped, or
-    not in RAM, are `unread`.
+    the same region and space again. Pages that are not mapped, or not in RAM, are `unread`. Raises
+    MemoryFault for a region that ends behind the last address, as one of a module may that lies where the
+    guest says, and nothing else that the guest could cause.
     """
     extents = space.extents(region.start, region.end)
     anew = content is not None and content.begin()

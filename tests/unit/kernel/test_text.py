@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import struct
 
+import numpy as np
 import pytest
 
 from affiant.kernel.code_difference import Difference
 from affiant.kernel.facts import collect
 from affiant.kernel.guest import Guest
+from affiant.kernel.memory import MemoryFault
 from affiant.kernel.reference.sites import SiteClass
-from affiant.kernel.text import RegionComparison, compare_region
+from affiant.kernel.text import CodeRegion, RegionComparison, compare_region
 from tests.unit.kernel.synthetic_guest import (
     DATA,
     KERNEL_PHYSICAL,
@@ -60,6 +62,14 @@ def test_a_single_changed_byte_is_found_wherever_it_is(offset: int) -> None:
     assert [(run.address, run.length) for run in compare(guest.open()).unexplained] == [
         (LINK + SLIDE + offset, 1)
     ]
+
+
+def test_a_region_that_does_not_end_before_the_last_address_is_not_read() -> None:
+    seen = SyntheticGuest().open()
+    nothing = np.zeros(8192, dtype=np.uint8)
+    region = CodeRegion("module text", (1 << 64) - 4096, nothing, nothing, seen.text.sites[:0])
+    with pytest.raises(MemoryFault):
+        compare_region(seen.memory, seen.kernel_space, seen.location, region)
 
 
 def test_a_change_beside_a_patch_site_is_not_excused_by_it() -> None:

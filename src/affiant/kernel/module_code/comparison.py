@@ -24,7 +24,7 @@ _MOST_REASONS: Final = 3
 def compare_module(kernel: RunningKernel, module: Module, known: KnownModule) -> ModuleCode:
     """Compare a module now, and keep what is found with what is known of it.
 
-    Raises MalformedError if the page tables have no end.
+    Raises MemoryFault if the module would not end before the last address.
     """
     wrong: list[Difference] = []
     compared = unread = hooks = 0

@@ -12,7 +12,6 @@ from typing import Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from affiant.kernel.memory import MemoryFault
 from affiant.kernel.reference.sites import SiteClass
 from affiant.kernel.site_content.branches import CALL, INT3, JUMP, NOPS
 from affiant.kernel.site_content.fixed_forms import FixedForms, FormTable
@@ -111,7 +110,11 @@ class Retpolines(FixedForms):
         return [(number, form) for number, form in forms if len(form) == length]
 
     def _leads_to_made_thunk(self, index: int, found: bytes) -> bool:
-        """Tell whether a branch leads to `jmp *reg; int3` outside the image (its_allocate_thunk())."""
+        """Tell whether a branch as linked leads outside the image, to what its_allocate_thunk() makes of it.
+
+        That is `jmp *reg; int3` of the very register, the jump of which ends in the upper half of a cache
+        line. What else stands on that page, and whose it is, is judged by `page_content`.
+        """
         register, linked = int(self._register[index]), self._linked[index]
         if register < 0 or found[:-4] != linked[: len(found) - 4].tobytes():
             return False
@@ -120,12 +123,11 @@ class Retpolines(FixedForms):
         if self._image.contains(target):
             return False
         thunk = _register_branch(JUMP, register) + bytes([INT3])
-        # These thunks lie in the upper half of a cache line.
         if not (target + len(thunk) - 2) & 0x20:
             return False
         try:
             return self._image.program.read(target, len(thunk)) == thunk
-        except (AffiantError, MemoryFault):
+        except AffiantError:
             return False
 
 
