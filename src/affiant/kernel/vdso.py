@@ -136,13 +136,16 @@ class _VdsoContent:
 
 def _linked(program: KernelProgram, address: int) -> tuple[int, memoryview, slice]:
     """Return an image's link address, its bytes, and where in them its alternatives are listed."""
-    start, size, table, length = (
-        int.from_bytes(program.reference.read(address + program.offset(_STRUCT, name), 8), "little")
-        for name in ("data", "size", "alt", "alt_len")
-    )
-    if not 0 < size <= _LARGEST or size % PAGE_SIZE or table + length > size:
-        raise MalformedError("a vDSO image of the reference has no known form")
-    return start, program.reference.read(start, size), slice(table, table + length)
+    try:
+        start, size, table, length = (
+            int.from_bytes(program.reference.read(address + program.offset(_STRUCT, name), 8), "little")
+            for name in ("data", "size", "alt", "alt_len")
+        )
+        if not 0 < size <= _LARGEST or size % PAGE_SIZE or table + length > size:
+            raise MalformedError("a vDSO image of the reference has no known form")
+        return start, program.reference.read(start, size), slice(table, table + length)
+    except KeyError:
+        raise MalformedError("a vDSO image is not among what the reference stores") from None
 
 
 def _sections(start: int, data: memoryview, table: slice) -> tuple[Section, ...]:

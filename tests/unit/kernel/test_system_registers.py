@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -17,6 +18,7 @@ from affiant.kernel.device_stream import parse_device_stream
 from affiant.kernel.facts import collect
 from affiant.kernel.guest import Guest
 from affiant.kernel.memory import MemoryFault
+from affiant.kernel.program import KernelProgram
 from affiant.kernel.saved_cpu import SavedCpu, SavedCpus
 from affiant.model.errors import UnavailableError
 from tests.unit.kernel.device_stream_builder import SystemRegisters, device_stream
@@ -187,6 +189,14 @@ def test_an_unknown_form_of_syscall_init_is_no_expectation(guest: SyntheticGuest
         expected_entries(guest.open().program, SEGMENTS)
     with pytest.raises(UnavailableError, match="stack"):
         expected_entries(guest.open().program, None)
+
+
+def test_a_function_that_the_reference_does_not_store_is_no_expectation(guest: SyntheticGuest) -> None:
+    program = guest.open().program
+    elsewhere = make_reference(further_symbols=ENTRY | {"syscall_init": DATA + 0x10_0000})
+    bent = SimpleNamespace(reference=elsewhere, find=program.find, address=program.address)
+    with pytest.raises(UnavailableError, match="does not store"):
+        expected_entries(cast(KernelProgram, bent), SEGMENTS)
 
 
 def test_user_mode_waits_with_the_kernels_base(guest: SyntheticGuest) -> None:

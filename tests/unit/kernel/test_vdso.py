@@ -7,6 +7,9 @@ from typing import Any
 import pytest
 
 from affiant.kernel.facts import collect
+from affiant.kernel.reference.image import ReferenceImage
+from affiant.kernel.vdso import vdso_images
+from affiant.model.errors import MalformedError
 from tests.unit.kernel.site_world import PLACES, VDSO, VDSO_CODE, VDSO_OTHER_SITE, VDSO_SITE, SiteWorld
 
 RDTSC, FENCED, SERIALIZED = (bytes.fromhex(code) for code in ("0f31909090", "0faee80f31", "0f01f90f1f00"))
@@ -78,6 +81,22 @@ def test_features_are_those_of_the_text_as_it_is_now(world: SiteWorld) -> None:
     boots_with_the_feature(world)
     world.write(VDSO + VDSO_SITE, FENCED)
     assert told(world) == []
+
+
+def test_an_image_that_the_reference_does_not_store_is_malformed(
+    world: SiteWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = world.seen.program
+    real = type(program.reference).read
+
+    def without(reference: ReferenceImage, address: int, size: int) -> memoryview:
+        if address == VDSO:
+            raise KeyError(address)
+        return real(reference, address, size)
+
+    monkeypatch.setattr(type(program.reference), "read", without)
+    with pytest.raises(MalformedError, match="stores"):
+        vdso_images(world.seen.memory, world.seen.kernel_space, program, ())
 
 
 def test_replacements_and_their_table_are_as_linked(world: SiteWorld) -> None:

@@ -103,7 +103,10 @@ def _code(program: KernelProgram, name: str) -> bytes:
     found = program.reference.symbols.unique(name)
     if found is None:
         raise UnavailableError(f"the kernel has no single function {name}")
-    return bytes(program.reference.read(found.address, min(found.size, _LONGEST_FUNCTION)))
+    try:
+        return bytes(program.reference.read(found.address, min(found.size, _LONGEST_FUNCTION)))
+    except KeyError:
+        raise UnavailableError(f"the reference does not store {name}") from None
 
 
 def _place(program: KernelProgram, address: int) -> str:
