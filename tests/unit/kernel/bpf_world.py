@@ -40,6 +40,7 @@ HEADS |= {
     "bpf_link_fops": RODATA + 0x3100,
 }
 HEADS |= {"event_sched": DATA + 0x3000, "__cgroup_bpf_run_lsm_current": LINK + 0xE000}
+HEADS |= {"net_namespace_list": DATA + 0x3200, "init_net": DATA + 0x3300, "nr_node_ids": DATA + 0x3400}
 ENTRY, EXIT = bytes.fromhex("0f1f440000554889e5"), bytes.fromhex("c9c3")
 PROGRAM, AUX, LINK_SIZE, CGROUP, TRAMPOLINE_SIZE = 64, 256, 64, 128, 96
 
@@ -94,6 +95,10 @@ def bpf_types(btf: BtfBuilder) -> None:
     effective = btf.struct("cgroup_bpf", 16, ("effective", btf.array(pointer, 2), 0))
     group = btf.struct("cgroup", CGROUP, ("self", state, 0), ("kn", pointer, 48), ("bpf", effective, 56))
     btf.struct("cgroup_root", CGROUP, ("cgrp", group, 0))
+    btf.struct("net", 32, ("list", link, 0), ("dev_base_head", link, 16))
+    entity = btf.struct("bpf_xdp_entity", 16, ("prog", pointer, 0), ("link", pointer, 8))
+    parts = ("name", btf.array(char, 16), 16), ("xdp_state", btf.array(entity, 1), 32)
+    btf.struct("net_device", 48, ("dev_list", link, 0), *parts)
 
 
 class BpfWorld:
@@ -113,8 +118,10 @@ class BpfWorld:
             self.guest.poke(self.guest.resolve(head), 2 * head.to_bytes(8, "little"))
         self.word(HEADS["page_offset_base"] + SLIDE, DIRECT_MAP)
         self.code = ENTRY + self._call(CODE + len(ENTRY), HELPER + SLIDE) + EXIT
+        self.word(HEADS["nr_node_ids"] + SLIDE, 1)
         self._load_program()
         self._attach()
+        self._connect()
 
     def _load_program(self) -> None:
         guest = self.guest
@@ -160,6 +167,15 @@ class BpfWorld:
             head = each + 16
             guest.poke(guest.resolve(head), 2 * head.to_bytes(8, "little"))
         guest.link(root + 16, self.group)
+
+    def _connect(self) -> None:
+        """Make the first network namespace, with its loopback device, through which no program goes."""
+        namespaces, first = (HEADS[name] + SLIDE for name in ("net_namespace_list", "init_net"))
+        for head in (namespaces, first + 16):
+            self.guest.poke(self.guest.resolve(head), 2 * head.to_bytes(8, "little"))
+        self.guest.link(namespaces, first)
+        self.device = self.add(48, {16: int.from_bytes(b"lo", "little")})
+        self.guest.link(first + 16, self.device)
 
     def hold(self, task: int) -> None:
         """Let a task hold the program, and its link, by descriptors."""

@@ -32,7 +32,8 @@ _MOST_DESCRIPTORS: Final = 1 << 20  # of all processes; 8 MiB
 def survey_descriptors(survey: Survey) -> None:
     """Note each program that a process holds, itself, by a link, or by a perf event."""
     program = survey.program
-    if not survey.lists.symbols:
+    lists = survey.lists
+    if not (lists.symbols or lists.packs or lists.loaded):
         return  # without code of BPF, nobody holds a program
     kinds = {
         address: kind
@@ -84,7 +85,9 @@ def _tables(survey: Survey) -> Iterator[tuple[str, bytes]]:
     link = program.offset(_TASK, "tasks")
     head = program.address("init_task") + link
     left = _MOST_DESCRIPTORS
+    listed = 0
     for task in list_entries(survey.memory, head, offset=link, maximum=_MOST_TASKS):
+        listed += 1
         survey.memory.budget.step()
         try:
             files = survey.integer(_TASK, task, "files")
@@ -101,3 +104,5 @@ def _tables(survey: Survey) -> Iterator[tuple[str, bytes]]:
             yield f"process {pid} ({name})", survey.memory.read(first, 8 * count)
         except MemoryFault:
             continue  # it ends meanwhile
+    if not listed:
+        raise MalformedError("no process is on the kernel's list")

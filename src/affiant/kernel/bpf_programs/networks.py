@@ -29,22 +29,31 @@ _FAMILIES: Final = ("ipv4", "ipv6", "arp", "bridge")
 
 
 def survey_networks(survey: Survey) -> None:
-    """Note each program of a network device, of a namespace, and of its netfilter hooks."""
+    """Note each program of a network device, of a namespace, and of its netfilter hooks.
+
+    Raises MalformedError unless the namespace that the kernel image holds is on the list, with its loopback
+    device: neither ever leaves.
+    """
     program = survey.program
-    head = program.find("net_namespace_list")
+    head, first = program.find("net_namespace_list"), program.find("init_net")
     if head is None:
         return
+    devices_of: dict[int, int] = {}
     for net in list_entries(
         survey.memory, head, offset=program.offset(_NET, "list"), maximum=_MOST_NAMESPACES
     ):
         survey.memory.budget.step()
         _namespace(survey, net)
+        before = survey.looked
         devices = net + program.offset(_NET, "dev_base_head")
         link = program.offset(_DEVICE, "dev_list")
         for device in list_entries(survey.memory, devices, offset=link, maximum=_MOST_DEVICES):
             survey.looked += 1
             survey.memory.budget.step()
             _device(survey, device)
+        devices_of[net] = survey.looked - before
+    if first is not None and not devices_of.get(first):
+        raise MalformedError("the first network namespace is not on its list, or has no device")
 
 
 def _namespace(survey: Survey, net: int) -> None:

@@ -13,6 +13,7 @@ from affiant.kernel.bpf_programs.program_lists import program_array
 from affiant.kernel.bpf_programs.survey import Survey
 from affiant.kernel.lists import list_entries
 from affiant.kernel.perf_events import read_perf_events
+from affiant.model.errors import MalformedError
 
 __all__ = ["survey_perf_events", "survey_trace_events", "survey_tracepoints"]
 
@@ -48,7 +49,10 @@ def survey_perf_events(survey: Survey) -> None:
 
 
 def survey_trace_events(survey: Survey) -> None:
-    """Note the programs of each trace event on the kernel's list."""
+    """Note the programs of each trace event on the kernel's list.
+
+    Raises MalformedError if there is none: the kernel image alone has hundreds, and none of them leaves.
+    """
     program = survey.program
     head = program.find("ftrace_events")
     if head is None or not program.has(_CALL, "prog_array"):
@@ -59,6 +63,8 @@ def survey_trace_events(survey: Survey) -> None:
         array = survey.memory.word(call + place)
         if array:
             _programs_of(survey, call, array)
+    if not survey.looked:
+        raise MalformedError("the kernel's list of trace events is empty")
 
 
 def _programs_of(survey: Survey, call: int, array: int) -> None:

@@ -1,0 +1,83 @@
+"""Lists of places where BPF programs are entered, emptied or made long: nothing seen there proves nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from affiant.kernel.facts import collect
+from tests.unit.kernel.bpf_world import HEADS, BpfWorld
+from tests.unit.kernel.synthetic_guest import SLIDE
+
+LIST, FIRST = HEADS["net_namespace_list"] + SLIDE, HEADS["init_net"] + SLIDE
+
+
+@pytest.fixture
+def world() -> BpfWorld:
+    return BpfWorld()
+
+
+def look(world: BpfWorld) -> Any:
+    return collect(world.open(), ["bpf_programs"], now=0.0)["bpf_programs"].to_json()
+
+
+def empty(world: BpfWorld, head: int) -> None:
+    world.guest.poke(world.guest.resolve(head), 2 * head.to_bytes(8, "little"))
+
+
+def test_programs_of_network_devices_are_told(world: BpfWorld) -> None:
+    fact = look(world)
+    assert (fact["looked"]["network devices"], fact["unread"]) == (1, {})
+    world.word(world.device + 32, world.program)
+    (program,) = look(world)["programs"]
+    assert {"what": "XDP", "where": "lo", "count": 1} in program["uses"]
+
+
+def emptied_namespaces(world: BpfWorld) -> None:
+    empty(world, LIST)
+
+
+def other_namespace_alone(world: BpfWorld) -> None:
+    empty(world, LIST)
+    other = world.add(32, {})
+    empty(world, other + 16)
+    world.guest.link(LIST, other)
+
+
+def emptied_devices(world: BpfWorld) -> None:
+    empty(world, FIRST + 16)
+
+
+def emptied_trace_events(world: BpfWorld) -> None:
+    empty(world, HEADS["ftrace_events"] + SLIDE)
+
+
+def emptied_processes(world: BpfWorld) -> None:
+    empty(world, world.guest.running("init_task") + 0x20)
+
+
+@pytest.mark.parametrize(
+    ("kind", "bend"),
+    [
+        ("network devices", emptied_namespaces),
+        ("network devices", other_namespace_alone),
+        ("network devices", emptied_devices),
+        ("trace events", emptied_trace_events),
+        ("descriptors", emptied_processes),
+    ],
+)
+def test_a_list_that_cannot_be_empty_and_is_was_not_looked_through(
+    world: BpfWorld, kind: str, bend: Callable[[BpfWorld], None]
+) -> None:
+    """Whoever hides a program on a device takes the namespace off its list, and not the program."""
+    bend(world)
+    fact = look(world)
+    assert kind in fact["unread"]
+    assert kind not in fact["looked"]
+
+
+def test_emptied_symbols_do_not_hide_who_holds_programs(world: BpfWorld) -> None:
+    empty(world, HEADS["bpf_kallsyms"] + SLIDE)
+    assert look(world)["looked"]["descriptors"] == 3
