@@ -20,6 +20,7 @@ _CGROUP: Final = "struct cgroup"
 _STATE: Final = "struct cgroup_subsys_state"
 _MOST: Final = 1 << 16
 _DEEPEST: Final = 64
+_LONGEST_PATH: Final = 256
 
 
 def survey_cgroups(survey: Survey) -> None:
@@ -42,12 +43,15 @@ def survey_cgroups(survey: Survey) -> None:
         alive = survey.integer(_STATE, group + state, "flags") & online
         size = effective.size if alive else 0
         arrays = memoryview(survey.memory.read(group + effective.offset, size)).cast("Q")
+        where = ""
         for number, array in enumerate(arrays):
             if array not in known:
                 known[array] = tuple(program_array(survey, array))
-            for held in known[array]:
+            if known[array]:
+                where = where or _path(survey, group)
                 kind = names.get(number, str(number)).removeprefix("CGROUP_").lower()
-                survey.note(f"cgroup {kind}", _path(survey, group), held)
+            for held in known[array]:
+                survey.note(f"cgroup {kind}", where, held)
         head = group + state + children
         for entry in list_entries(survey.memory, head, offset=sibling, maximum=_MOST):
             survey.memory.budget.step()
@@ -55,14 +59,16 @@ def survey_cgroups(survey: Survey) -> None:
 
 
 def _path(survey: Survey, group: int) -> str:
-    """Return the path of a control group below the root of the tree, its last names if it is deep."""
+    """Return the path of a control group below the root of the tree, its end if it is deep or long."""
     program = survey.program
     # Renamed when it came under RCU: Linux 6.15, commit 741c10b096bc.
     parent = "parent" if program.has("struct kernfs_node", "parent") else "__parent"
     node = survey.integer(_CGROUP, group, "kn")
     names: list[str] = []
-    while node and len(names) < _DEEPEST:
+    length = 0
+    while node and len(names) < _DEEPEST and length < _LONGEST_PATH:
         name = survey.text(survey.integer("struct kernfs_node", node, "name"))
         names.append(name)
+        length += len(name) + 1
         node = survey.integer("struct kernfs_node", node, parent)
-    return "/".join(reversed(names)) or "/"
+    return "/".join(reversed(names))[-_LONGEST_PATH:] or "/"

@@ -81,3 +81,14 @@ def test_a_list_that_cannot_be_empty_and_is_was_not_looked_through(
 def test_emptied_symbols_do_not_hide_who_holds_programs(world: BpfWorld) -> None:
     empty(world, HEADS["bpf_kallsyms"] + SLIDE)
     assert look(world)["looked"]["descriptors"] == 3
+
+
+def test_a_path_without_end_is_told_by_its_last_part(world: BpfWorld) -> None:
+    """A control group whose parent is itself has as many names as are read, all of them long."""
+    name = world.add(64, dict.fromkeys(range(0, 64, 8), 0xFFFF_FFFF_FFFF_FFFF))
+    node = world.add(16, {8: name})
+    world.word(node, node)
+    world.word(world.group + 48, node)
+    (program,) = look(world)["programs"]
+    (where,) = (use["where"] for use in program["uses"] if use["what"] == "cgroup device")
+    assert len(where) == 256
