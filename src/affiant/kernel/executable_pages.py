@@ -28,6 +28,7 @@ __all__ = [
     "OwnedRange",
     "UnownedRange",
     "attribute",
+    "bpf_pack_size",
     "named_owners",
     "page_runs",
     "read_executable_pages",
@@ -37,7 +38,8 @@ LAST_CODE_ADDRESS: Final = 0xFFFF_FFFF_FEFF_FFFF
 """MODULES_END - 1: the vsyscall page and the fixmap lie above."""
 
 _MOST_OWNERS = 65536
-_BPF_PACK_SIZE = 0x20_0000  # PMD_SIZE; one pack is that large on a machine with one NUMA node
+_LARGE_PAGE: Final = 0x20_0000
+_MOST_NODES: Final = 64
 _TRAPS: Final = np.uint64(0xCCCC_CCCC_CCCC_CCCC)
 _MOST_PAGES = 1 << 18
 _CHUNK = 64  # 256 KiB, which a processor's cache holds
@@ -175,12 +177,25 @@ def _attempt(
     return []
 
 
+def bpf_pack_size(program: KernelProgram) -> int:
+    """Return how large the kernel makes a pack of BPF programs: a large page for each memory node.
+
+    kernel/bpf/core.c, BPF_PROG_PACK_SIZE. Raises MalformedError for more nodes than any machine has.
+    """
+    nodes = program.find("nr_node_ids")
+    count = 1 if nodes is None else int.from_bytes(program.read(nodes, 4), "little")
+    if not 0 < count <= _MOST_NODES:
+        raise MalformedError(f"a machine of {count} memory nodes")
+    return count * _LARGE_PAGE
+
+
 def _bpf_packs(program: KernelProgram) -> Iterator[OwnedRange]:
     pack = "struct bpf_prog_pack"
+    size = bpf_pack_size(program)
     head, offset = program.address("pack_list"), program.offset(pack, "list")
     for address in list_entries(program, head, offset=offset, maximum=_MOST_OWNERS):
         start = program.copy(pack, address).integer("ptr")
-        yield OwnedRange(start, start + _BPF_PACK_SIZE, "bpf", "bpf_prog_pack")
+        yield OwnedRange(start, start + size, "bpf", "bpf_prog_pack")
 
 
 def _bpf_symbols(program: KernelProgram) -> Iterator[OwnedRange]:

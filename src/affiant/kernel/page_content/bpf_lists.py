@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
-from affiant.kernel.executable_pages import LAST_CODE_ADDRESS
+from affiant.kernel.executable_pages import LAST_CODE_ADDRESS, bpf_pack_size
 from affiant.kernel.lists import list_entries, xarray_entries
+from affiant.kernel.memory import PAGE_SIZE
 from affiant.kernel.page_content.bpf_trampolines import trampolines_in_use
 from affiant.kernel.program import KernelProgram
 from affiant.kernel.slide import KERNEL_MAP
@@ -38,8 +39,6 @@ _PACK: Final = "struct bpf_prog_pack"
 _SYMBOL: Final = "struct bpf_ksym"
 _PROGRAM: Final = "struct bpf_prog"
 _AUX: Final = "struct bpf_prog_aux"
-_LARGE_PAGE: Final = 0x20_0000
-_MOST_NODES: Final = 64
 _MOST_PACKS: Final = 1024  # more do not fit into the module area
 _MOST_IMAGES: Final = 65536
 _MOST_FUNCTIONS: Final = 4096  # BPF_MAX_SUBPROGS is 256
@@ -145,17 +144,19 @@ def read_bpf_symbols(program: KernelProgram, step: Callable[[], None] = lambda: 
 
 
 def _packs(program: KernelProgram) -> Iterator[BpfPack]:
-    nodes = program.find("nr_node_ids")
-    count = 1 if nodes is None else int.from_bytes(program.read(nodes, 4), "little")
-    if not 0 < count <= _MOST_NODES:
-        raise MalformedError(f"a machine of {count} memory nodes")
-    size = count * _LARGE_PAGE  # BPF_PROG_PACK_SIZE
+    size = bpf_pack_size(program)
     head, offset = program.address("pack_list"), program.offset(_PACK, "list")
     for address in list_entries(program, head, offset=offset, maximum=_MOST_PACKS):
         start = program.copy(_PACK, address).integer("ptr")
         _check_place(start, start + size, "pack")
         bits = address + program.offset(_PACK, "bitmap")
-        yield BpfPack(start, start + size, program.read(bits, size // CHUNK // 8))
+        yield BpfPack(start, start + size, _copied(program, bits, size // CHUNK // 8))
+
+
+def _copied(program: KernelProgram, address: int, size: int) -> bytes:
+    """Copy memory page by page: on a machine of many nodes, a bitmap is longer than any other structure."""
+    parts = (program.read(address + at, min(PAGE_SIZE, size - at)) for at in range(0, size, PAGE_SIZE))
+    return b"".join(parts)
 
 
 def _symbols(program: KernelProgram) -> Iterator[BpfSymbol]:
@@ -219,6 +220,6 @@ def program_functions(
 
 
 def _check_place(start: int, end: int, what: str) -> None:
-    largest = _MOST_NODES * _LARGE_PAGE if what == "pack" else _LARGEST_IMAGE
-    if not (KERNEL_MAP <= start < end <= LAST_CODE_ADDRESS + 1 and end - start <= largest):
+    whole = what == "pack" or end - start <= _LARGEST_IMAGE
+    if not (KERNEL_MAP <= start < end <= LAST_CODE_ADDRESS + 1 and whole):
         raise MalformedError(f"a BPF {what} at {start:#x} to {end:#x}")

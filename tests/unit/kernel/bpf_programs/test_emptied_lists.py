@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from affiant.kernel.executable_pages import named_owners
 from affiant.kernel.facts import collect
-from tests.unit.kernel.bpf_world import HEADS, BpfWorld
+from affiant.kernel.page_content.bpf_lists import read_bpf_lists
+from tests.unit.kernel.bpf_world import HEADS, PACK, BpfWorld
 from tests.unit.kernel.synthetic_guest import SLIDE
 
 LIST, FIRST = HEADS["net_namespace_list"] + SLIDE, HEADS["init_net"] + SLIDE
@@ -92,3 +94,16 @@ def test_a_path_without_end_is_told_by_its_last_part(world: BpfWorld) -> None:
     (program,) = look(world)["programs"]
     (where,) = (use["where"] for use in program["uses"] if use["what"] == "cgroup device")
     assert len(where) == 256
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 16, 17, 64])
+def test_packs_of_a_machine_with_many_memory_nodes_are_read(world: BpfWorld, nodes: int) -> None:
+    """A pack has a large page for each node, and its bitmap a page."""
+    empty(world, HEADS["pack_list"] + SLIDE)
+    world.guest.link(HEADS["pack_list"] + SLIDE, world.add(24 + 4096 * nodes, {16: PACK, 24: 0b10001}))
+    world.word(HEADS["nr_node_ids"] + SLIDE, nodes)
+    (pack,) = read_bpf_lists(world.open().program).packs
+    assert (pack.start, pack.end - pack.start) == (PACK, nodes * 0x20_0000)
+    assert (len(pack.bitmap), pack.bitmap[0]) == (4096 * nodes, 0b10001)
+    owners = [owned for owned in named_owners(world.open().program) if owned.owner == "bpf_prog_pack"]
+    assert [(owned.start, owned.end) for owned in owners] == [(pack.start, pack.end)]
