@@ -10,9 +10,10 @@ STAMP := $(VENV)/.synced
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
-# A real Debian on a disk is what tests attest as well; nothing else needs it made.
+# What tests alone need: mmdebstrap makes the real Debian on a disk that is attested as well, busybox is the
+# other reader of our archives.
 test-packages:
-	@scripts/install-packages mmdebstrap
+	@scripts/install-packages mmdebstrap busybox
 
 packages:  ## install the Debian packages that virtual machines need (sudo where not root)
 	@scripts/install-packages
