@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import re
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,15 @@ if TYPE_CHECKING:
 
     from affiant.publishing.folder import RulesFolder
 
-__all__ = ["current_time", "moment", "open_folder", "open_signer", "passphrase"]
+__all__ = [
+    "confirmed",
+    "current_time",
+    "moment",
+    "new_passphrase",
+    "open_folder",
+    "open_signer",
+    "passphrase",
+]
 
 _UNITS = {"m": 60, "h": 3_600, "d": 86_400}
 
@@ -40,13 +49,49 @@ def passphrase(file: Path | None, key: Path) -> Callable[[], bytes]:
 
     def ask() -> bytes:
         if file is None:
-            return getpass.getpass(f"passphrase of {key.name}: ").encode()
+            return _secret(f"passphrase of {key.name}: ")
         try:
             return file.read_bytes().rstrip(b"\n")
         except OSError as error:
             raise SetupError(f"{file} cannot be read: {error.strerror}") from None
 
     return ask
+
+
+def new_passphrase(file: Path | None, key: Path) -> bytes:
+    """Return the passphrase for a new key, which a person has to say twice. Raises SetupError."""
+    from affiant.model.errors import SetupError
+
+    secret = passphrase(file, key)()
+    if file is None and _secret("once more: ") != secret:
+        raise SetupError("the two passphrases differ")
+    if not secret:
+        raise SetupError("a passphrase is needed", hint="or --unsafe-no-passphrase")
+    return secret
+
+
+def confirmed(question: str) -> bool:
+    """Ask a person to agree. Raises SetupError where nobody can be asked."""
+    from affiant.model.errors import SetupError
+
+    try:
+        return input(question).strip().lower() in ("y", "yes")
+    except EOFError:
+        sys.stdout.write("\n")
+        raise SetupError("nobody is there to say yes", hint="--yes signs without asking") from None
+
+
+def _secret(prompt: str) -> bytes:
+    from affiant.model.errors import SetupError
+
+    try:
+        # Without a terminal, getpass warns that what is typed shows, and reads standard input.
+        return getpass.getpass(prompt).encode()
+    except EOFError:
+        sys.stderr.write("\n")
+        raise SetupError(
+            "there is no terminal to ask for a passphrase", hint="--passphrase-file FILE"
+        ) from None
 
 
 def current_time() -> int:

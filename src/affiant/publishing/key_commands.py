@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import getpass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from affiant.publishing.asking import current_time, open_folder, open_signer, passphrase
+from affiant.publishing.asking import confirmed, current_time, new_passphrase, open_folder, open_signer
 from affiant.wire.rules_path import DEFAULT_FLEET
 
 if TYPE_CHECKING:
@@ -91,16 +90,11 @@ def _init(arguments: argparse.Namespace) -> int:
 
 
 def _new_key(arguments: argparse.Namespace) -> int:
-    from affiant.model.errors import SetupError
     from affiant.publishing.keys import make_key
 
     secret = None
     if not arguments.unsafe_no_passphrase:
-        secret = passphrase(arguments.passphrase_file, arguments.file)()
-        if arguments.passphrase_file is None and getpass.getpass("once more: ").encode() != secret:
-            raise SetupError("the two passphrases differ")
-        if not secret:
-            raise SetupError("a passphrase is needed", hint="or --unsafe-no-passphrase")
+        secret = new_passphrase(arguments.passphrase_file, arguments.file)
     key = make_key(arguments.file, kind=arguments.kind, passphrase=secret)
     public = arguments.file.with_suffix(".pub")
     print(f"wrote {arguments.file}, which is yours alone, and {public}, key {key.keyid[:8]}")
@@ -169,7 +163,7 @@ def _sign(arguments: argparse.Namespace) -> int:
         latest, draft = folder.latest_root(), folder.drafted()
         status = status_of(folder, fleet=folder.settings().fleet, now=current_time())
         print("\n".join(draft_lines(status["draft"])))
-        if not arguments.yes and input("sign? [y/N] ").strip().lower() not in ("y", "yes"):
+        if not arguments.yes and not confirmed("sign? [y/N] "):
             print("not signed")
             return 1
         roles = sign(draft, latest, open_signer(arguments.key, arguments.passphrase_file))

@@ -81,7 +81,8 @@ def draft_lines(draft: Mapping[str, Any]) -> list[str]:
         lines += _change_lines(draft["changes"])
     for one in draft["signatures"]:
         by = f"{one['signed']} of {one['due']} signatures"
-        still = f"; may sign: {', '.join(one['unsigned'])}" if one["missing"] else ""
+        signers = ", ".join(one["unsigned"]) or f"nobody yet (affiant rules add-key {one['role']} FILE.pub)"
+        still = f"; may sign: {signers}" if one["missing"] else ""
         lines.append(f"draft: {one['role']} has {by} by the keys of root {one['root_version']}{still}")
     return lines
 

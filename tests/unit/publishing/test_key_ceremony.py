@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import shutil
 import stat
 from pathlib import Path
@@ -29,6 +30,25 @@ def test_a_passphrase_is_asked_for_twice(desk, monkeypatch, tmp_path):
 def test_an_empty_passphrase_is_none(desk, monkeypatch):
     monkeypatch.setattr("getpass.getpass", lambda _: "")
     assert "a passphrase is needed" in desk.refused("new-key", "alice.pem")
+
+
+@pytest.mark.filterwarnings("ignore::getpass.GetPassWarning")
+def test_where_nobody_can_be_asked_it_is_said_what_to_do(desk, monkeypatch, tmp_path):
+    """In a timer's job or a pipe there is neither a terminal nor an answer."""
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    with monkeypatch.context() as context:
+        context.setattr("os.open", lambda *_: (_ for _ in ()).throw(OSError("no /dev/tty")))
+        assert "hint: --passphrase-file FILE" in desk.refused("new-key", "bob.pem")
+    assert not (tmp_path / "bob.pem").exists()
+    desk.done("init")
+    desk.done("new-key", "alice.pem", "--unsafe-no-passphrase")
+    desk.done("add-key", "root", "alice.pub")
+    assert "hint: --yes signs without asking" in desk.refused("sign", "alice.pem")
+
+
+def test_a_role_without_keys_says_how_it_gets_one(desk):
+    desk.done("init")
+    assert "may sign: nobody yet (affiant rules add-key root FILE.pub)" in desk.done("status")
 
 
 def test_a_wrong_passphrase_signs_nothing(desk, tmp_path):
