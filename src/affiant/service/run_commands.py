@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["register_run"]
 
+_LAST_PORT = 65535
+_LONGEST_ISSUER = 200
+
 
 def register_run(
     commands: _SubParsersAction[argparse.ArgumentParser], common: argparse.ArgumentParser
@@ -30,8 +33,10 @@ def register_run(
         description="Answers monitors until SIGTERM. An empty folder is initialised first.",
     )
     run.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    run.add_argument("--port", type=int, default=8710, metavar="N", help="0 takes a free one (default: 8710)")
-    run.add_argument("--issuer", default="affiant", metavar="NAME", help="default: %(default)s")
+    run.add_argument(
+        "--port", type=_port, default=8710, metavar="N", help="0 takes a free one (default: 8710)"
+    )
+    run.add_argument("--issuer", type=_issuer, default="affiant", metavar="NAME", help="default: %(default)s")
     run.add_argument(
         "--heartbeat", type=int, default=30, metavar="S", help="silence begins after S seconds (default: 30)"
     )
@@ -105,6 +110,19 @@ def _run(arguments: argparse.Namespace) -> int:
 
     serve(build_app(service, limits=settings.limits), listener, limits=settings.limits, ready=ready)
     return 0
+
+
+def _port(text: str) -> int:
+    # The resolver takes 65536 for 0: the service would answer where nobody looks for it.
+    if not text.isdecimal() or (port := int(text)) > _LAST_PORT:
+        raise argparse.ArgumentTypeError(f"a port is a number from 0 to {_LAST_PORT}")
+    return port
+
+
+def _issuer(text: str) -> str:
+    if not 1 <= len(text) <= _LONGEST_ISSUER or not text.isprintable():
+        raise argparse.ArgumentTypeError(f"a name has 1 to {_LONGEST_ISSUER} printable characters")
+    return text
 
 
 def _policy(path: Path | None) -> AppraisalPolicy:

@@ -207,6 +207,26 @@ def test_the_rules_of_a_session_are_those_of_its_last_heartbeat(tmp_path: Path, 
     assert "trouble" not in out
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--port", "65536", "a port is a number from 0 to 65535"),
+        ("--port", "-1", "a port is a number from 0 to 65535"),
+        ("--issuer", "", "a name has 1 to 200 printable characters"),
+        ("--issuer", "a\nb", "a name has 1 to 200 printable characters"),
+        ("--issuer", "x" * 201, "a name has 1 to 200 printable characters"),
+    ],
+)
+def test_what_a_service_could_not_run_by_is_refused_at_once(
+    tmp_path: Path, capsys: Capture, option: str, value: str, said: str
+) -> None:
+    """The resolver takes port 65536 for 0, any free one; reports by such an issuer could not be read."""
+    with pytest.raises(SystemExit, match="2"):
+        run(capsys, "run", "--folder", str(tmp_path / "service"), option, value)
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "service").exists()
+
+
 def test_a_database_of_another_version_is_refused(folder: str, capsys: Capture) -> None:
     engine = open_database(f"sqlite:///{folder}/service.db")
     with engine.begin() as connection:
