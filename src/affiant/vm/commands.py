@@ -211,6 +211,8 @@ def _list(arguments: argparse.Namespace) -> int:
             rows.append({"name": name, "state": "unusable", "error": str(error)})
     if arguments.json:
         print(json.dumps(rows, indent=1))
+    elif not rows:
+        print("none; next: affiant vm start NAME")
     for row in [] if arguments.json else rows:
         kernel, memory = row.get("kernel_release", ""), row.get("memory_bytes", 0) >> 20
         print(f"{row['name']:<20} {row['state']:<12} {memory:>6} MiB  {kernel}")

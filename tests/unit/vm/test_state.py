@@ -243,3 +243,13 @@ def test_another_users_file_in_place_of_the_ram_is_named(home: Path, monkeypatch
     monkeypatch.setattr(Path, "unlink", forbidden)
     with pytest.raises(UnavailableError, match="belongs to another user"):
         clear_leftovers(state)
+
+
+def test_a_host_without_machines_is_told_what_comes_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("AFFIANT_HOME", str(tmp_path))
+    assert main(["vm", "list"]) == 0
+    assert capsys.readouterr().out == "none; next: affiant vm start NAME\n"
+    assert main(["vm", "list", "--json"]) == 0
+    assert capsys.readouterr().out == "[]\n"
