@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from affiant.folders import cache_folder, images_folder, references_folder, vtpm_authority_folder
 from affiant.launcher.settings import LauncherSettings
@@ -28,6 +29,7 @@ from affiant.vm.packages import PackageCache
 from affiant.vm.references import ensure_reference
 from affiant.vm.state import ProcessIdentity, VmState, lock_machine, machine_folder
 from affiant.vm.stop import clear_leftovers, end_launcher
+from affiant.wire.certificates import load_root
 from affiant.wire.facts_key import load_public_key
 from affiant.wire.rules_path import DEFAULT_FLEET
 
@@ -114,10 +116,33 @@ def _check(request: VmRequest) -> None:
     for path in (*files, request.facts_key):
         if path is not None and not path.is_file():
             raise SetupError(f"{path} is not a file")
+    if request.service is not None and request.service_root is not None:
+        _check_service(request.service, request.service_root)
     if request.facts_key is not None:
         if not request.keep_facts:
             raise SetupError("a key for facts is of no use where none are kept", hint="--keep-facts N")
         _check_facts_key(request.facts_key)
+
+
+def _check_service(address: str, root: Path) -> None:
+    """Refuse what the launcher or the relay would refuse, before anything is made for it."""
+    try:
+        parts = urlsplit(address)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise SetupError(
+            f"{address!r} is no address of a service", hint="--service URL, as in http://127.0.0.1:8710"
+        )
+    try:
+        with root.open("rb") as file:
+            load_root(file.read(_LARGEST_KEY))
+    except (OSError, MalformedError) as error:
+        raise SetupError(
+            f"{root} is not the root certificate of a service: {error}",
+            hint="`affiant service root` prints where it is",
+        ) from error
 
 
 def _check_facts_key(path: Path) -> None:

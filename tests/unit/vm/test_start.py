@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from affiant.launcher.settings import LAUNCHER_QMP, LauncherSettings
 from affiant.model.errors import SetupError, UnavailableError
@@ -24,6 +25,7 @@ from affiant.vm.state import VmState, machine_folder
 from affiant.vm.stop import stop_machine
 from affiant.wire.facts_key import public_pem
 from tests.unit.vm.machines import state_of
+from tests.unit.wire import world
 
 # Makes what a launcher makes, tells its own process id, and does what the test asks it to.
 _LAUNCHER = """
@@ -176,6 +178,8 @@ def test_what_a_lost_launcher_left_is_cleared_by_the_next_start(
         VmRequest("one", cpus=0),
         VmRequest("one", service="http://s.example"),
         VmRequest("one", service_root=Path("/etc/passwd")),
+        VmRequest("one", service="http://s.example", service_root=Path("/etc/passwd")),
+        VmRequest("one", service="s.example", service_root=Path("/etc/passwd")),
         VmRequest("one", kernel=Path("/does/not/exist")),
         VmRequest("UPPER"),
     ],
@@ -229,7 +233,7 @@ def test_facts_that_cannot_be_kept_are_refused_before_anything_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], complaint: str
 ) -> None:
     monkeypatch.setenv("AFFIANT_HOME", str(tmp_path / "home"))
-    (tmp_path / "root.pem").write_text("a certificate")
+    (tmp_path / "root.pem").write_bytes(world.ROOT.public_bytes(Encoding.PEM))
     key = X25519PrivateKey.generate().public_key()
     (tmp_path / "operator.pub").write_bytes(public_pem(key))
     wanted: dict[str, Any] = {
