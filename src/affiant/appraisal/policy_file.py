@@ -60,6 +60,11 @@ def parse_policy(content: bytes) -> NamedPolicy:
     except ValueError as error:
         raise MalformedError(f"policy: not TOML ({error})", hint="this command wants a policy file") from None
     version = document.pop("format", None)
+    if version is None:
+        raise MalformedError(
+            f"policy: it does not begin with format = {FORMAT}",
+            hint="affiant policy init --from-log LOG makes one",
+        )
     if version != FORMAT or isinstance(version, bool):
         raise MalformedError(f"policy: format = {version!r}, this version reads format = {FORMAT}")
     fields: dict[str, Any] = {}

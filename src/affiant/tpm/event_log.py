@@ -85,7 +85,13 @@ def parse_event_log(log: bytes, *, padded: bool = False) -> EventLog:
     """
     if len(log) > MAXIMUM_LOG:
         raise MalformedError(f"event log of {len(log)} octets is longer than {MAXIMUM_LOG}")
-    first, offset = _read_event(log, 0, 0)
+    if not log:
+        raise MalformedError("event log: it is empty", hint="a machine without a measured boot has no log")
+    try:
+        first, offset = _read_event(log, 0, 0)
+    except _CutOffError as error:
+        # What is no log at all says, read as one, that its first event goes on for megabytes.
+        raise MalformedError(str(error), hint="it is cut off there, or no TCG event log") from None
     if first.type == EventType.NO_ACTION and first.data.startswith(_AGILE_SIGNATURE):
         algorithms = _read_spec_id(first.data)
         events = [Event(0, first.pcr, first.type, {}, first.data)]

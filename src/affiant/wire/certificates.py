@@ -76,6 +76,7 @@ SIGNING_ALONE = x509.KeyUsage(
 """The key usage of both kinds of leaf: digitalSignature and nothing else."""
 
 _MAX_DER = 8192
+_SEQUENCE = b"\x30"  # how the DER of a certificate begins
 _UNREADABLE = (
     ValueError,
     UnsupportedAlgorithm,
@@ -138,6 +139,8 @@ def load_root(data: bytes) -> x509.Certificate:
         if len(pems) != 1:
             raise MalformedError(f"{name}: {len(pems)} certificates instead of one")
         data = pems[0].public_bytes(Encoding.DER)
+    elif not data.startswith(_SEQUENCE):
+        raise MalformedError(f"{name}: the file holds no certificate", hint="affiant service root")
     root = load_certificate(data, name=name)
     try:
         root.verify_directly_issued_by(root)

@@ -105,6 +105,13 @@ def test_every_field_survives_its_text() -> None:
     assert named.names == {bytes(32): "a name?with a line?[quote]"}
 
 
+@pytest.mark.parametrize("content", [b"", b"[quote]\n"])
+def test_what_states_no_format_is_told_how_a_policy_is_made(content: bytes) -> None:
+    with pytest.raises(MalformedError, match="does not begin with format = 1") as refusal:
+        parse_policy(content)
+    assert "affiant policy init" in refusal.value.hint
+
+
 def test_the_shortest_policy_is_the_default_one() -> None:
     assert parse_policy(b"format = 1\n").policy == AppraisalPolicy()
 

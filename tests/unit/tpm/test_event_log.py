@@ -58,6 +58,15 @@ def test_a_truncated_log_is_refused_with_a_hint(cut: int) -> None:
     assert "read it again" in refusal.value.hint
 
 
+@pytest.mark.parametrize(
+    ("octets", "hint"), [(b"", "no log"), (LOG[:20], "cut off"), (b"root:x:0:0:" * 99, "no TCG event log")]
+)
+def test_what_is_no_log_is_not_said_to_be_the_beginning_of_one(octets: bytes, hint: str) -> None:
+    with pytest.raises(MalformedError) as refusal:
+        parse_event_log(octets)
+    assert hint in refusal.value.hint
+
+
 @pytest.mark.parametrize("filler", [b"\0", b"\xff"])
 @pytest.mark.parametrize("size", [0, 1, 11, 4096])
 def test_padding_ends_a_log_from_a_buffer(filler: bytes, size: int) -> None:

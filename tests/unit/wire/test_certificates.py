@@ -281,6 +281,15 @@ def test_roots_are_loaded_from_pem_and_der() -> None:
         assert certificates.load_root(ROOT.public_bytes(encoding)) == ROOT
 
 
+def test_a_file_without_a_certificate_is_told_in_words_for_people() -> None:
+    for data in (b"", b"hello"):
+        with pytest.raises(
+            MalformedError, match=r"^root certificate: the file holds no certificate$"
+        ) as refusal:
+            certificates.load_root(data)
+        assert refusal.value.hint == "affiant service root"
+
+
 @pytest.mark.parametrize(
     "data",
     [

@@ -43,7 +43,10 @@ def read_bzimage(data: bytes | memoryview) -> BzImage:
     """
     view = memoryview(data)
     if len(view) < 2 * _SECTOR or bytes(view[0x202:0x206]) != b"HdrS" or _u16(view, 0x1FE) != 0xAA55:
-        raise MalformedError("not a Linux kernel image (bzImage)")
+        raise MalformedError(
+            "not a Linux kernel image (bzImage)",
+            hint="give a package (linux-image-VERSION_amd64.deb) or a kernel file (vmlinuz) for x86-64",
+        )
     protocol = _u16(view, 0x206)
     if protocol < _MIN_PROTOCOL or not _u16(view, 0x236) & _XLF_KERNEL_64:
         raise MalformedError(f"kernel image is not 64-bit (boot protocol {protocol >> 8}.{protocol & 0xFF})")
