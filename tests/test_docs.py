@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from affiant.cli import build_parser
+from lab.tamper.page import stale as stale_techniques
+from lab.tamper.table import TECHNIQUES
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "lab").rglob("*.md")])
@@ -71,6 +73,11 @@ def test_the_readme_shows_the_two_commands() -> None:
     text = (ROOT / "README.md").read_text()
     assert "make demo" in text
     assert "make test" in text
+
+
+def test_the_tamper_report_is_of_today_s_techniques() -> None:
+    """`make tamper-report` writes it anew."""
+    assert stale_techniques((ROOT / "docs/tamper-report.md").read_text(), TECHNIQUES) == ()
 
 
 def test_the_readme_s_python_runs(tmp_path: Path) -> None:
