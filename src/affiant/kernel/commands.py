@@ -32,6 +32,12 @@ def register(subcommands: _SubParsersAction[argparse.ArgumentParser]) -> None:
         help="the package with the modules, where they are packaged apart",
     )
     build.add_argument(
+        "--configuration",
+        type=Path,
+        metavar="DEB",
+        help="the package with the kernel's configuration, where it is packaged apart",
+    )
+    build.add_argument(
         "-o", "--output", type=Path, metavar="FILE", help="where to write it (default: the store)"
     )
     build.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -53,7 +59,12 @@ def _build(arguments: argparse.Namespace) -> int:
     from affiant.kernel.reference.module_files import module_files_beside
     from affiant.kernel.reference.store import write_whole
 
-    data = build_reference(arguments.path, modules=arguments.modules, progress=_progress())
+    data = build_reference(
+        arguments.path,
+        modules=arguments.modules,
+        configuration=arguments.configuration,
+        progress=_progress(),
+    )
     image = ReferenceImage.load(data)
     if arguments.output is None:
         path = _store().save(data)

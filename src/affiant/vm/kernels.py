@@ -25,7 +25,7 @@ class GuestKernel:
     release: str  # as `uname -r` will say, or the file's name where it cannot be told
     vmlinuz: Path
     modules: Path | None  # the folder lib/modules/RELEASE
-    packages: tuple[Path, ...]  # the .deb files that it came from; the one with the kernel is first
+    packages: tuple[Path, ...]  # the .deb files that it came from: kernel, modules, configuration
 
     @property
     def reference_source(self) -> Path:
@@ -36,6 +36,11 @@ class GuestKernel:
     def modules_package(self) -> Path | None:
         """The second package, where a distribution ships modules apart from the kernel."""
         return self.packages[1] if len(self.packages) > 1 else None
+
+    @property
+    def configuration_package(self) -> Path | None:
+        """The third package, where a distribution ships the kernel's configuration apart."""
+        return self.packages[2] if len(self.packages) > 2 else None
 
     def module_chain(self, *names: str) -> list[tuple[str, bytes]]:
         """Return (name, contents) of modules and what they depend on, in the order of loading.
@@ -77,9 +82,11 @@ def debian_kernel(
     packages: list[Package] = [image]
     roots = [root]
     if _find_vmlinuz(root) is None:
-        # Since 7.x the image package is empty and depends on one for the kernel, one for modules.
+        # Since 7.x the image package is empty and depends on one for the kernel, one for modules; both of
+        # them depend on one that holds the configuration.
         packages = [
-            cache.fetch(f"linux-{part}-{release}", suite=image.suite) for part in ("binary", "modules")
+            cache.fetch(f"linux-{part}-{release}", suite=image.suite)
+            for part in ("binary", "modules", "base")
         ]
         roots = [cache.unpack(package.path, sha256=package.sha256) for package in packages]
     return _kernel_in(roots, tuple(package.path for package in packages), release)

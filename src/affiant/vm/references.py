@@ -36,7 +36,13 @@ def ensure_reference(kernel: GuestKernel, folder: Path, *, progress: Callable[[s
         known = False
     if not known:
         progress("building the reference image of this kernel, once")
-        store.save(build_reference(kernel.reference_source, modules=kernel.modules_package))
+        store.save(
+            build_reference(
+                kernel.reference_source,
+                modules=kernel.modules_package,
+                configuration=kernel.configuration_package,
+            )
+        )
     if not known or not module_files_beside(path).is_file():
         files = build_module_files(kernel.reference_source, modules=kernel.modules_package)
         if files is not None:

@@ -87,6 +87,24 @@ def test_a_meta_package_becomes_its_kernel(mirror: Path, tmp_path: Path) -> None
     assert kernel.vmlinuz.read_bytes() == b"kernel"
     assert kernel.packages[0].name == "linux-image-9.9.0-1-cloud-amd64_1.0-1_amd64.deb"
     assert kernel.reference_source == kernel.packages[0]
+    assert (kernel.modules_package, kernel.configuration_package) == (None, None)
+
+
+def test_a_kernel_that_is_packaged_in_parts_is_put_together(mirror: Path, tmp_path: Path) -> None:
+    """As Debian does since 7.x: the image package is empty."""
+    release = "9.10.0-cloud-amd64"
+    folder = f"usr/lib/modules/{release}"
+    _build(mirror, "linux-image-next-amd64", {}, depends=f"linux-image-{release} (= 1.0-1)")
+    _build(mirror, f"linux-image-{release}", {})
+    _build(mirror, f"linux-binary-{release}", {f"{folder}/vmlinuz": b"kernel"})
+    _build(mirror, f"linux-modules-{release}", {f"{folder}/kernel/one.ko": b"\0depends=\0name=one\0"})
+    _build(mirror, f"linux-base-{release}", {f"{folder}/config": b"CONFIG_X86_64=y\n"})
+    _index(mirror)
+    kernel = debian_kernel(PackageCache(tmp_path / "cache"), "linux-image-next-amd64", suite="bookworm")
+    assert (kernel.release, kernel.vmlinuz.read_bytes()) == (release, b"kernel")
+    assert [name for name, _ in kernel.module_chain("one")] == ["one"]
+    parts = (kernel.reference_source, kernel.modules_package, kernel.configuration_package)
+    assert [part and part.name.split("-")[1] for part in parts] == ["binary", "modules", "base"]
 
 
 def test_modules_come_after_what_they_need(mirror: Path, tmp_path: Path) -> None:

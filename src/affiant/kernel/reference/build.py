@@ -14,7 +14,12 @@ from affiant.kernel.reference.decompress import decompress
 from affiant.kernel.reference.elf import read_elf
 from affiant.kernel.reference.image import ReferenceImage
 from affiant.kernel.reference.kallsyms import KallsymsEntry, decode_kallsyms
-from affiant.kernel.reference.kernel_config import CONFIG_PATH, CodePolicy, read_config
+from affiant.kernel.reference.kernel_config import (
+    CONFIG_PATH,
+    CodePolicy,
+    configured_release,
+    read_config,
+)
 from affiant.kernel.reference.linked import LinkedKernel, linked_kernel
 from affiant.kernel.reference.metadata import Metadata, encode_metadata
 from affiant.kernel.reference.module_files import pack_module_files
@@ -45,19 +50,29 @@ _WANTED = re.compile(f"{_KERNEL_PATH.pattern}|{_MODULE_PATH.pattern}|{CONFIG_PAT
 _DROPPED_SECTIONS = frozenset({".init.scratch"})
 
 
-def build_reference(path: Path, *, modules: Path | None = None, progress: Progress | None = None) -> bytes:
+def build_reference(
+    path: Path,
+    *,
+    modules: Path | None = None,
+    configuration: Path | None = None,
+    progress: Progress | None = None,
+) -> bytes:
     """Return the reference image of a kernel: of a `.deb`, a `vmlinuz`, or its decompressed payload.
 
-    `modules`: a second package with the modules, for distributions that ship them apart. Guaranteed:
-    the same files give the same bytes, whatever their names; nothing of the clock or of this machine
-    enters. The result passes `ReferenceImage.load`.
+    `modules` and `configuration`: packages with the modules, and with the kernel's configuration, for
+    distributions that ship them apart. Guaranteed: the same files give the same bytes, whatever their
+    names; nothing of the clock or of this machine enters. A configuration counts only if it is of the
+    kernel's release, and its package of the same version as the kernel's. The result passes
+    `ReferenceImage.load`.
 
     Raises `MalformedError` when a file is not what it claims to be, `SetupError` when it holds no kernel
     that a reference can be made of, `UnavailableError` when it can't be read.
     """
     tell = progress or (lambda step, done: None)
     tell("reading the package", 0.0)
-    package, kernel_file, entries, policy = _read(read_bounded(path), tell)
+    package, kernel_file, entries, configurations = _read(read_bounded(path), tell)
+    if configuration is not None:
+        configurations = configurations | _read_configuration(read_bounded(configuration), package)
     if modules is not None:
         entries = [*entries, *_read_modules(read_bounded(modules), tell)]
     tell("unpacking the kernel", 0.5)
@@ -79,9 +94,11 @@ def build_reference(path: Path, *, modules: Path | None = None, progress: Progre
     tell("finding patch sites", 0.8)
     sites = find_sites(kernel, named)
     banner = _banner(kernel, named)
+    release = banner.split(" ")[2]
+    policy = _policy(configurations, release)
     authenticode = authenticode_digest(kernel_file)
     metadata = Metadata(
-        release=banner.split(" ")[2],
+        release=release,
         banner=banner,
         kernel_file_digest=hashlib.sha256(kernel_file).hexdigest(),
         authenticode_digest=None if authenticode is None else authenticode.hex(),
@@ -127,18 +144,18 @@ def build_module_files(path: Path, *, modules: Path | None = None) -> bytes | No
 
 def _read(
     data: bytes, tell: Progress
-) -> tuple[PackageName | None, bytes, list[ModuleEntry], CodePolicy | None]:
-    """Return the package's name, its kernel file, its modules' entries and what its configuration says."""
+) -> tuple[PackageName | None, bytes, list[ModuleEntry], dict[str, bytes]]:
+    """Return the package's name, its kernel file, its modules' entries and its configurations by path."""
     if not is_package(data):
-        return None, data, [], None
+        return None, data, [], {}
     kernels: list[bytes] = []
-    policies: list[CodePolicy] = []
+    configurations: dict[str, bytes] = {}
     modules: list[ModuleEntry] = []
     for file in package_files(data, _WANTED):
         if _KERNEL_PATH.fullmatch(file.path):
             kernels.append(file.data)
         elif CONFIG_PATH.fullmatch(file.path):
-            policies.append(read_config(file.data))
+            configurations[file.path] = file.data
         else:
             modules.append(read_module(file.path, file.data))
             tell("reading modules", min(0.05 + len(modules) / 4000, 0.45))
@@ -149,8 +166,28 @@ def _read(
             hint="a meta package holds none: give the package that it depends on (linux-image-VERSION, or "
             "linux-binary-VERSION where modules are packaged apart)",
         )
-    # Two configurations of one kernel leave open which is its own.
-    return name, kernels[0], modules, policies[0] if len(policies) == 1 else None
+    return name, kernels[0], modules, configurations
+
+
+def _read_configuration(data: bytes, kernel: PackageName | None) -> dict[str, bytes]:
+    """Return the configurations of a package that was built together with the kernel's."""
+    if not is_package(data):
+        raise SetupError("the configuration must come as a Debian package")
+    name = package_name(data)
+    own = "a kernel without a package" if kernel is None else f"{kernel.name} {kernel.version}"
+    if kernel is None or (name.version, name.architecture) != (kernel.version, kernel.architecture):
+        # Options may change from one build of a release to the next, and this one would vouch for the other.
+        raise SetupError(
+            f"{name.name} {name.version} does not belong to {own}",
+            hint="give packages of one version (linux-binary-VERSION and linux-base-VERSION)",
+        )
+    return {file.path: file.data for file in package_files(data, CONFIG_PATH)}
+
+
+def _policy(configurations: Mapping[str, bytes], release: str) -> CodePolicy | None:
+    """Return what the kernel's configuration says; None where it has none, or it is open which is its own."""
+    own = [data for path, data in configurations.items() if configured_release(path) == release]
+    return read_config(own[0]) if len(own) == 1 else None
 
 
 def _read_modules(data: bytes, tell: Progress) -> list[ModuleEntry]:

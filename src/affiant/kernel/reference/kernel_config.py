@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 from affiant.model.errors import MalformedError
 
-__all__ = ["CONFIG_PATH", "CodePolicy", "read_config"]
+__all__ = ["CONFIG_PATH", "CodePolicy", "configured_release", "read_config"]
 
 CONFIG_PATH = re.compile(r"(usr/)?(boot|lib/modules/[^/]+)/config(-[^/]+)?")
 """Where distributions put it: beside the kernel, or beside its modules."""
 
+_RELEASE = re.compile(r"/modules/(?P<folder>[^/]+)/config|/config-(?P<suffix>[^/]+)")
 _MAX_SIZE = 4 << 20
 _SETTING = re.compile(rb"^CONFIG_([A-Z0-9_]+)=y$", re.MULTILINE)
 
@@ -30,6 +31,12 @@ class CodePolicy:
 
     locks_down: bool
     verifies_modules: bool
+
+
+def configured_release(path: str) -> str:
+    """Return the release that a configuration is of, as its path says; "" where it does not say."""
+    match = _RELEASE.search(f"/{path}")
+    return "" if match is None else match["folder"] or match["suffix"]
 
 
 def read_config(config: bytes) -> CodePolicy:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from affiant.kernel.reference.kernel_config import CONFIG_PATH, CodePolicy, read_config
+from affiant.kernel.reference.kernel_config import (
+    CONFIG_PATH,
+    CodePolicy,
+    configured_release,
+    read_config,
+)
 from affiant.model.errors import MalformedError
 
 DEBIAN = (
@@ -64,3 +69,16 @@ def test_what_is_no_configuration_is_malformed(content: bytes) -> None:
 )
 def test_where_it_lies(path: str, found: bool) -> None:
     assert bool(CONFIG_PATH.fullmatch(path)) is found
+
+
+@pytest.mark.parametrize(
+    ("path", "release"),
+    [
+        ("boot/config-6.1.0-56-cloud-amd64", "6.1.0-56-cloud-amd64"),
+        ("usr/lib/modules/7.2/config", "7.2"),
+        ("lib/modules/7.2/config", "7.2"),
+        ("boot/config", ""),
+    ],
+)
+def test_whose_it_is(path: str, release: str) -> None:
+    assert configured_release(path) == release

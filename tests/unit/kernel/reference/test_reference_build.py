@@ -12,7 +12,10 @@ import pytest
 from affiant.kernel.reference import ReferenceImage, SiteClass, build_reference
 from affiant.model.errors import MalformedError, SetupError
 from tests.unit.kernel.reference import tiny_files, tiny_kernel
+from tests.unit.kernel.reference.test_kernel_config import DEBIAN, config
 from tests.unit.kernel.reference.tiny_kernel import DATA, INIT, LAYOUTS, RODATA, TEXT, TinyKernel
+
+CONFIG = config(*DEBIAN)
 
 
 def build(tmp_path: Path, data: bytes, **options: Path) -> ReferenceImage:
@@ -193,6 +196,64 @@ def test_modules_of_a_second_package(tmp_path: Path) -> None:
     second.write_bytes(tiny_files.deb({path: tiny_files.module("apart")}))
     image = build(tmp_path, TinyKernel().package(modules=()), modules=second)
     assert [module.path for module in image.modules] == [path.removeprefix("./")]
+
+
+def configuration(tmp_path: Path, path: str, *, version: str = "6.1-1") -> Path:
+    """A package with a configuration alone, of a kernel that locks down and verifies modules."""
+    control = f"Package: linux-base-tiny\nVersion: {version}\nArchitecture: amd64\nDescription: tiny\n"
+    apart = tmp_path / "configuration.deb"
+    apart.write_bytes(tiny_files.deb({path: CONFIG}, control=control))
+    return apart
+
+
+def policy(image: ReferenceImage) -> tuple[bool | None, bool | None]:
+    return image.metadata.locks_down, image.metadata.verifies_modules
+
+
+def test_configuration_of_another_package(tmp_path: Path) -> None:
+    kernel = TinyKernel().package()
+    assert policy(build(tmp_path, kernel)) == (None, None)
+    apart = configuration(tmp_path, f"./usr/lib/modules/{tiny_files.RELEASE}/config")
+    assert policy(build(tmp_path, kernel, configuration=apart)) == (True, True)
+
+
+def test_configuration_of_another_release_does_not_count(tmp_path: Path) -> None:
+    for path in ("./usr/lib/modules/6.1.0-other/config", "./boot/config-6.1.0-other", "./boot/config"):
+        apart = configuration(tmp_path, path)
+        assert policy(build(tmp_path, TinyKernel().package(), configuration=apart)) == (None, None)
+
+
+def test_configuration_of_another_version_is_refused(tmp_path: Path) -> None:
+    """A release is built more than once, and what it is built with may change."""
+    path = f"./usr/lib/modules/{tiny_files.RELEASE}/config"
+    apart = configuration(tmp_path, path, version="6.1-2")
+    with pytest.raises(
+        SetupError, match=r"linux-base-tiny 6\.1-2 does not belong to linux-image-tiny 6\.1-1"
+    ):
+        build(tmp_path, TinyKernel().package(), configuration=apart)
+
+
+def test_configuration_beside_a_kernel_file_is_refused(tmp_path: Path) -> None:
+    apart = configuration(tmp_path, f"./usr/lib/modules/{tiny_files.RELEASE}/config")
+    with pytest.raises(SetupError, match="does not belong to a kernel without a package"):
+        build(tmp_path, TinyKernel().bzimage(), configuration=apart)
+
+
+def test_configuration_that_is_no_package_is_refused(tmp_path: Path) -> None:
+    plain = tmp_path / "config"
+    plain.write_bytes(CONFIG)
+    with pytest.raises(SetupError, match="must come as a Debian package"):
+        build(tmp_path, TinyKernel().package(), configuration=plain)
+
+
+def test_two_configurations_leave_open_which_is_the_kernels(tmp_path: Path) -> None:
+    files = {
+        f"./boot/config-{tiny_files.RELEASE}": CONFIG,
+        f"./boot/vmlinuz-{tiny_files.RELEASE}": TinyKernel().bzimage(),
+    }
+    assert policy(build(tmp_path, tiny_files.deb(files))) == (True, True)
+    apart = configuration(tmp_path, f"./usr/lib/modules/{tiny_files.RELEASE}/config")
+    assert policy(build(tmp_path, tiny_files.deb(files), configuration=apart)) == (None, None)
 
 
 def test_meta_package_is_refused_with_what_to_do(tmp_path: Path) -> None:

@@ -40,12 +40,15 @@ def built(series: str) -> Built:
     package = found[-1]
     match = pattern.fullmatch(package.name)
     assert match
-    modules = None
+    modules = configuration = None
     if match[1] == "binary":
-        prefix = f"linux-modules-{match[2]}_"
-        modules = next((path for path in _cached() if path.name.startswith(prefix)), None)
+        # The version stands behind the first underscore: others of this release may be in the cache.
+        version = package.name.partition("_")[2]
+        parts = {path.name: path for path in _cached()}
+        modules = parts.get(f"linux-modules-{match[2]}_{version}")
+        configuration = parts.get(f"linux-base-{match[2]}_{version}")
     start = time.monotonic()
-    data = build_reference(package, modules=modules)
+    data = build_reference(package, modules=modules, configuration=configuration)
     seconds = time.monotonic() - start
     kernel = re.compile(r"boot/vmlinuz-.+|usr/lib/modules/[^/]+/vmlinuz")
     files = list(package_files(read_bounded(package), kernel))
@@ -70,6 +73,12 @@ def test_kernel_names_itself(series: str) -> None:
     assert image.banner.startswith(f"Linux version {image.release} (debian-kernel@lists.debian.org)")
     assert len(image.build_id) == 20
     assert image.metadata.unknown_sections == ()
+
+
+def test_kernel_is_known_to_lock_down_and_to_verify_modules(series: str) -> None:
+    """Without this, no machine with it comes to level 4."""
+    metadata = ReferenceImage.load(built(series).data).metadata
+    assert (metadata.locks_down, metadata.verifies_modules) == (True, True)
 
 
 def test_authenticode_digest_is_the_one_that_debian_signed(series: str) -> None:
