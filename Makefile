@@ -5,10 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.synced
 
-.PHONY: help packages test-packages env demo check test bench fuzz format clean
+.PHONY: help packages test-packages env demo check test bench tamper-report support-matrix soak fuzz format clean
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
 # What tests alone need: mmdebstrap makes the real Debian on a disk that is attested as well, busybox is the
 # other reader of our archives.
@@ -43,6 +43,9 @@ bench: packages env  ## measure against peers and physical limits; prints tables
 
 tamper-report: packages env  ## try every way to tamper on every kernel; writes docs/tamper-report.md
 	@$(BIN)/python -m lab.tamper.report $(ARGS)
+
+support-matrix: packages env  ## boot and look at every supported kernel; writes the tables of docs/support-matrix.md
+	@$(BIN)/python -m lab.support_matrix $(ARGS)
 
 soak: packages env  ## look at healthy guests under load for long: ARGS="--minutes 30 --only NAME"
 	@$(BIN)/python -m lab.soak $(ARGS)
