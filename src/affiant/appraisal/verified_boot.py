@@ -7,7 +7,7 @@ reference values. What it does not tell: what happened to that kernel since.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from affiant.appraisal.boot_description import BootDescription, of_verified_boot
@@ -34,6 +34,7 @@ _CLAIMS = (
 )
 _LOADERS = 2  # shim and GRUB, which the firmware and shim start before any kernel
 _SHOWN = 3
+_LONGEST_CHAIN = 8
 _LONGEST = 400  # characters that are shown; a session report bounds them at 512
 
 
@@ -63,7 +64,7 @@ def judge_verified_boot(
     if boot is None:
         why = "no trusted boot event log shows it"
         return BootJudgement((*(Judgement(claim, None, why) for claim in _CLAIMS), *time_line), None)
-    kernel_known, kernel = _judge_kernel(boot, {value.kernel: value for value in references})
+    kernel_known, kernel = _judge_kernel(boot, tuple(references))
     judgements = (
         _from_boot(boot, "firmware_measured", "PCR 0 to 7 do not begin and end as firmware measures them"),
         _from_boot(boot, "firmware_debugging_disabled", "the firmware measured its debug mode"),
@@ -152,6 +153,46 @@ def _judge_signers(boot: VerifiedBoot, policy: AppraisalPolicy) -> Judgement:
 
 
 def _judge_kernel(
+    boot: VerifiedBoot, references: Sequence[ReferenceValue]
+) -> tuple[Judgement, ReferenceValue | None]:
+    """Hold what was started against the reference values: a unified kernel image, or what GRUB loaded."""
+    started = {application.digest for application in boot.applications}
+    if any(not started.isdisjoint(value.unified_images) for value in references):
+        return _judge_unified_image(boot, references)
+    return _judge_loaded_kernel(boot, {value.kernel: value for value in references})
+
+
+def _judge_unified_image(
+    boot: VerifiedBoot, references: Sequence[ReferenceValue]
+) -> tuple[Judgement, ReferenceValue | None]:
+    """Hold the images that were started (PCR 4) against the unified kernel images that are known.
+
+    The digest of such an image covers the stub, the kernel in it and its command line. What PCR 11 says of
+    its sections is not needed, and would prove less: the running guest may extend that register, too. From
+    the first known image on there must be that one alone, with its add-ons; before it, at most as many
+    others as stand between firmware and kernel (shim and a boot menu). GRUB has no part in it: it measures
+    each of its commands, and one of them might load another kernel.
+    """
+    claim = "kernel_known"
+    if boot.grub.strings or boot.grub.unexplained:
+        return Judgement(claim, False, "GRUB ran commands, and a unified kernel image was started"), None
+    started = [application.digest for application in boot.applications]
+    images = frozenset[bytes]().union(*(value.unified_images for value in references))
+    first = next(index for index, digest in enumerate(started) if digest in images)
+    rest = set(started[first:])
+    booted = [
+        value
+        for value in references
+        if len(rest & value.unified_images) == 1 and rest <= value.unified_images | value.addons
+    ]
+    if first > _LOADERS or len(booted) != 1:
+        shown = ", ".join(f"{digest.hex()[:16]}.." for digest in started[:_LONGEST_CHAIN])
+        why = f"not one known unified kernel image and its add-ons alone were started, but {shown}"
+        return Judgement(claim, False, why), None
+    return Judgement(claim, True), booted[0]
+
+
+def _judge_loaded_kernel(
     boot: VerifiedBoot, references: Mapping[bytes, ReferenceValue]
 ) -> tuple[Judgement, ReferenceValue | None]:
     """Hold what was started (PCR 4) and what was read (PCR 9) against the reference values.

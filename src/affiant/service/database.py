@@ -71,9 +71,11 @@ def _create(engine: Engine) -> None:
         version = connection.execute(select(tables.schema.c.version)).scalar()
         if version is None:
             connection.execute(insert(tables.schema).values(version=tables.SCHEMA_VERSION))
-        elif version == 1:
-            _add_rules_of_sessions(connection)
-            connection.execute(update(tables.schema).values(version=2))
+        elif version in (1, 2):
+            if version == 1:
+                _add_rules_of_sessions(connection)
+            # What schema 3 adds is a table, which is there by now.
+            connection.execute(update(tables.schema).values(version=3))
 
 
 def _add_rules_of_sessions(connection: Connection) -> None:

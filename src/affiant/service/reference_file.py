@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from affiant.appraisal.reference_value import ReferenceValue
 from affiant.model.errors import MalformedError, SetupError
 
-__all__ = ["read_reference_file"]
+if TYPE_CHECKING:
+    from affiant.kernel.reference.unified_image import UnifiedFile
+
+__all__ = ["read_image_file", "read_reference_file"]
 
 _LARGEST_JSON = 1 << 20
 _LONGEST_RELEASE = 200
@@ -50,6 +53,20 @@ def read_reference_file(
     if not 1 <= len(release) <= _LONGEST_RELEASE or not release.isprintable():
         raise MalformedError(f"{path}: the kernel's release is no text of 1 to {_LONGEST_RELEASE} characters")
     return value
+
+
+def read_image_file(path: Path) -> UnifiedFile:
+    """Return what a unified kernel image holds, or an add-on of one, as it is booted.
+
+    It takes the `monitor` extra. Raises MalformedError, SetupError or UnavailableError.
+    """
+    from affiant.kernel.reference.package import read_bounded
+    from affiant.kernel.reference.unified_image import read_unified_file
+
+    try:
+        return read_unified_file(read_bounded(path))
+    except MalformedError as error:
+        raise MalformedError(f"{path}: {error}") from error
 
 
 def _from_json(content: bytes) -> dict[str, Any]:

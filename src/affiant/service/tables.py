@@ -20,9 +20,10 @@ __all__ = [
     "reference_values",
     "schema",
     "sessions",
+    "unified_images",
 ]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 metadata = MetaData()
 
@@ -127,6 +128,16 @@ reference_values = Table(
     Column("release", String(200), nullable=False),
     Column("locks_down", Boolean, nullable=False),
     Column("verifies_modules", Boolean, nullable=False),
+    Column("added_at", BigInteger, nullable=False),
+)
+
+unified_images = Table(
+    "unified_images",
+    metadata,
+    # No foreign key: a kernel that is registered again is replaced, and its images stay.
+    Column("kernel", LargeBinary(32), primary_key=True),
+    Column("authenticode", LargeBinary(32), primary_key=True),
+    Column("addon", Boolean, nullable=False),
     Column("added_at", BigInteger, nullable=False),
 )
 

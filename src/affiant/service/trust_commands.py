@@ -47,6 +47,22 @@ def _register_reference(
             help=f"{words} (default: what the reference image says)",
         )
     add.set_defaults(run=_add_reference)
+    image = actions.add_parser(
+        "add-image",
+        parents=[common],
+        help="register a unified kernel image of a known kernel",
+        description="Registers a unified kernel image of a kernel that is known: the file as it is booted.",
+    )
+    image.add_argument("file", type=Path, metavar="IMAGE.efi", help="the image, signed")
+    image.add_argument(
+        "--addon",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="ADDON.efi",
+        help="an add-on that may be read beside it; once for each",
+    )
+    image.set_defaults(run=_add_image)
     listing = actions.add_parser("list", parents=[common], help="all known kernels")
     listing.add_argument("--json", action="store_true", help="as JSON")
     listing.set_defaults(run=_list_references)
@@ -96,6 +112,36 @@ def _add_reference(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _add_image(arguments: argparse.Namespace) -> int:
+    from affiant.model.errors import SetupError
+    from affiant.service.database import transaction
+    from affiant.service.reference_file import read_image_file
+    from affiant.service.trust_store import add_unified_image, all_references
+
+    image = read_image_file(arguments.file)
+    addons = [read_image_file(path) for path in arguments.addon]
+    if image.kernel is None:
+        raise SetupError(f"{arguments.file} holds no kernel", hint="an add-on is given with --addon")
+    for path, addon in zip(arguments.addon, addons, strict=True):
+        if addon.kernel is not None:
+            raise SetupError(f"{path} is no add-on: it holds a kernel", hint="register it by itself")
+    with transaction(storage(arguments)) as connection:
+        known = [value for value in all_references(connection) if value.kernel == image.kernel]
+        if not known:
+            raise SetupError(
+                f"the kernel in {arguments.file} is not known: {image.kernel.hex()}",
+                hint="register it first: affiant service reference add",
+            )
+        for one in (image, *addons):
+            add_unified_image(
+                connection, one.authenticode, kernel=image.kernel, addon=one.kernel is None, now=now()
+            )
+    for one in (image, *addons):
+        what = "add-on" if one.kernel is None else known[0].release
+        print(f"{one.authenticode.hex()}  {what}")
+    return 0
+
+
 def _list_references(arguments: argparse.Namespace) -> int:
     from affiant.service.database import transaction
     from affiant.service.rows import show_rows
@@ -110,10 +156,13 @@ def _list_references(arguments: argparse.Namespace) -> int:
             "reference": value.reference.hex(),
             "locks_down": value.locks_down,
             "verifies_modules": value.verifies_modules,
+            "unified_images": sorted(digest.hex() for digest in value.unified_images),
+            "addons": sorted(digest.hex() for digest in value.addons),
         }
         for value in values
     ]
-    return show_rows(rows, as_json=arguments.json)
+    columns = ["release", "kernel", "reference", "locks_down", "verifies_modules"]
+    return show_rows(rows, as_json=arguments.json, columns=columns)
 
 
 def _accept_monitor(arguments: argparse.Namespace) -> int:

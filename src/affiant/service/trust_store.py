@@ -10,12 +10,18 @@ from sqlalchemy.engine import Connection
 
 from affiant.appraisal.policy import AcceptedMonitor
 from affiant.appraisal.reference_value import ReferenceValue
-from affiant.service.tables import accepted_monitors, endorsement_anchors, reference_values
+from affiant.service.tables import (
+    accepted_monitors,
+    endorsement_anchors,
+    reference_values,
+    unified_images,
+)
 
 __all__ = [
     "accept_monitor",
     "accepted_monitor_set",
     "add_reference",
+    "add_unified_image",
     "all_references",
     "anchor_certificates",
     "references_for",
@@ -75,6 +81,17 @@ def add_reference(connection: Connection, value: ReferenceValue, *, now: int) ->
     )
 
 
+def add_unified_image(
+    connection: Connection, authenticode: bytes, *, kernel: bytes, addon: bool, now: int
+) -> None:
+    """Register a unified kernel image that holds a known kernel, or an add-on that may be read beside one."""
+    c = unified_images.c
+    connection.execute(delete(unified_images).where(c.kernel == kernel, c.authenticode == authenticode))
+    connection.execute(
+        insert(unified_images).values(kernel=kernel, authenticode=authenticode, addon=addon, added_at=now)
+    )
+
+
 def references_for(connection: Connection, digests: Iterable[bytes]) -> tuple[ReferenceValue, ...]:
     """Return the known kernels whose file or Authenticode digest is one of `digests`."""
     wanted = tuple(digests)
@@ -94,4 +111,22 @@ def _references(connection: Connection, condition: object) -> tuple[ReferenceVal
     ).order_by(c.release, c.kernel)
     if condition is not None:
         statement = statement.where(condition)  # type: ignore[arg-type]  # a column expression
-    return tuple(ReferenceValue(*row) for row in connection.execute(statement))
+    images, addons = _unified_images(connection)
+    return tuple(
+        ReferenceValue(
+            *row,
+            unified_images=frozenset(images.get(row.kernel, ())),
+            addons=frozenset(addons.get(row.kernel, ())),
+        )
+        for row in connection.execute(statement)
+    )
+
+
+def _unified_images(connection: Connection) -> tuple[dict[bytes, list[bytes]], dict[bytes, list[bytes]]]:
+    """Return the unified kernel images of each kernel, and their add-ons."""
+    images: dict[bytes, list[bytes]] = {}
+    addons: dict[bytes, list[bytes]] = {}
+    c = unified_images.c
+    for kernel, authenticode, addon in connection.execute(select(c.kernel, c.authenticode, c.addon)):
+        (addons if addon else images).setdefault(kernel, []).append(authenticode)
+    return images, addons

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import signal
 import subprocess
@@ -14,12 +15,14 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from affiant.cli import main
+from affiant.kernel.reference.unified_image import read_unified_file
 from affiant.model.runtime_report import RulesFreshness, RulesUsed
 from affiant.service.database import open_database
 from affiant.service.session_store import all_sessions
 from affiant.wire.certificates import load_root
 from tests.simulator import START, make_world
 from tests.software_tpm import EndorsementAuthority
+from tests.unit.kernel.reference import tiny_files
 
 Capture = pytest.CaptureFixture[str]
 DIGEST = "ab" * 32
@@ -107,8 +110,55 @@ def test_references_are_registered_from_their_description(
             "reference": "01" * 32,
             "locks_down": True,
             "verifies_modules": True,
+            "unified_images": [],
+            "addons": [],
         }
     ]
+
+
+def pe_file(path: Path, sections: dict[str, bytes]) -> Path:
+    path.write_bytes(tiny_files.pe(sections))
+    return path
+
+
+def test_unified_images_are_registered_for_a_kernel_that_is_known(
+    tmp_path: Path, folder: str, capsys: Capture
+) -> None:
+    image = pe_file(tmp_path / "image.efi", {".linux": b"a kernel", ".cmdline": b"ro"})
+    addon = pe_file(tmp_path / "addon.efi", {".cmdline": b"quiet"})
+    words = ["reference", "add-image", str(image), "--addon", str(addon), "--folder", folder]
+    code, _, err = run(capsys, *words)
+    assert code == 2
+    assert "hint: register it first: affiant service reference add" in err
+    description = {"release": "6.1.0-test", "digest": "01" * 32, "authenticode_digest": "03" * 32}
+    description["kernel_file_digest"] = hashlib.sha256(b"a kernel").hexdigest()
+    reference = tmp_path / "reference.json"
+    reference.write_text(json.dumps(description))
+    for again in ([], words):  # registered anew, a kernel keeps its images
+        assert run(capsys, "reference", "add", str(reference), "--folder", folder)[0] == 0
+        code, out, _ = run(capsys, *(again or words))
+        assert (code, out.splitlines()[1].split()) == (0, [digest_of(addon), "add-on"])
+    _, out, _ = run(capsys, "reference", "list", "--json", "--folder", folder)
+    (row,) = json.loads(out)
+    assert (row["unified_images"], row["addons"]) == ([digest_of(image)], [digest_of(addon)])
+
+
+def digest_of(path: Path) -> str:
+    return read_unified_file(path.read_bytes()).authenticode.hex()
+
+
+def test_what_is_no_image_or_no_addon_is_not_registered(tmp_path: Path, folder: str, capsys: Capture) -> None:
+    image = pe_file(tmp_path / "image.efi", {".linux": b"a kernel"})
+    addon = pe_file(tmp_path / "addon.efi", {".cmdline": b"quiet"})
+    for words, said in (
+        ([str(addon)], "holds no kernel"),
+        ([str(image), "--addon", str(image)], "is no add-on"),
+        ([str(tmp_path / "none.efi")], "is not a file"),
+        ([folder + "/service.db"], "not a PE file"),
+    ):
+        code, _, err = run(capsys, "reference", "add-image", *words, "--folder", folder)
+        assert code == 2
+        assert said in err
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,17 @@ from pathlib import Path
 import pytest
 from sqlalchemy import delete
 
-from affiant.appraisal.policy import AcceptedMonitor
+from affiant.appraisal.key_names import authority_identities, entry_identity, signers
+from affiant.appraisal.policy import AcceptedMonitor, AppraisalPolicy
 from affiant.model.level import SecurityLevel
 from affiant.service.database import transaction
 from affiant.service.device_store import all_devices
 from affiant.service.tables import accepted_monitors, endorsement_anchors, reference_values
+from affiant.service.trust_store import add_unified_image
+from affiant.tpm.algorithms import HashAlgorithm
+from affiant.tpm.boot_state import UntrustedBoot, read_untrusted_boot
 from affiant.tpm.efi_variable import SHIM_LOCK
+from affiant.tpm.event_log import parse_event_log
 from affiant.tpm.event_types import EventType
 from tests.boot_log import BootLog
 from tests.simulator import (
@@ -226,6 +231,39 @@ def test_an_unknown_kernel_costs_level_two(world: World) -> None:
     assert session.report.level is SecurityLevel.ROOTED
     assert "kernel_known" in shortfalls(session)
     assert session.report.kernel is None
+
+
+@pytest.mark.parametrize("name", ["debian-trixie-systemd-257", "debian-sid-systemd-262"])
+def test_a_unified_kernel_image_that_is_known_reaches_level_three(tmp_path: Path, name: str) -> None:
+    """Not level four: which command line its kernel got cannot be told."""
+    log, boot = unified_boot(name)
+    secure_boot = boot.secure_boot
+    assert secure_boot.allowed is not None
+    policy = AppraisalPolicy(
+        secure_boot_keys=frozenset(map(entry_identity, secure_boot.allowed.entries())),
+        boot_signers=frozenset(one for each in signers(secure_boot) for one in authority_identities(each)),
+    )
+    world = make_world(tmp_path / "service", policy=policy)
+    assert world.machine(log=log).attest().report.level is SecurityLevel.ROOTED
+    image, addon = (application.digest for application in boot.applications)
+    known = reference_value(BootLog.recorded())
+    with transaction(world.service.context.engine) as connection:
+        add_unified_image(connection, image, kernel=known.kernel, addon=False, now=START)
+    assert "kernel_known" in shortfalls(world.machine(log=log).attest())
+    with transaction(world.service.context.engine) as connection:
+        add_unified_image(connection, addon, kernel=known.kernel, addon=True, now=START)
+    session = world.machine(log=log).attest()
+    assert session.report.level is SecurityLevel.ISOLATED
+    assert session.report.kernel == known.kernel
+    assert {"kernel_debugging_disabled", "command_line_accepted"} <= set(shortfalls(session))
+
+
+def unified_boot(name: str) -> tuple[BootLog, UntrustedBoot]:
+    """The recorded boot of a unified kernel image: its log, to be measured again, and what that says."""
+    data = (Path(__file__).parents[2] / "vectors" / "userspace" / f"{name}.bin").read_bytes()
+    parsed = parse_event_log(data)
+    head = data[: 32 + len(parsed.events[0].data)]
+    return BootLog(head, list(parsed.events[1:]), {}), read_untrusted_boot(parsed, bank=HashAlgorithm.SHA256)
 
 
 @pytest.mark.parametrize("shown", [None, bytes(32)])

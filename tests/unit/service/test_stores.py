@@ -22,6 +22,7 @@ from affiant.service.challenge_store import (
 from affiant.service.database import open_database, transaction
 from affiant.service.device_store import find_enrolled_key, note_boot_counters
 from affiant.service.session_store import all_sessions, forget_old_sessions
+from affiant.service.trust_store import all_references
 from tests.simulator import START, World, make_world
 
 DIGEST = bytes(range(32))
@@ -134,6 +135,7 @@ def test_a_database_of_the_first_schema_is_brought_up_to_date(world: World) -> N
     with engine.begin() as connection:
         for name in added:
             connection.exec_driver_sql(f"ALTER TABLE sessions DROP COLUMN {name}")
+        connection.exec_driver_sql("DROP TABLE unified_images")
         connection.exec_driver_sql("UPDATE affiant_schema SET version = 1")
     with pytest.raises(SetupError, match="schema version 1"):
         open_database(str(engine.url))
@@ -145,10 +147,23 @@ def test_a_database_of_the_first_schema_is_brought_up_to_date(world: World) -> N
     assert (row.session_id, row.rules_name, row.rules_version) == (session.report.session_id, "base", 1)
 
 
+def test_a_database_of_the_second_schema_gets_the_table_of_images(world: World) -> None:
+    engine = world.service.context.engine
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DROP TABLE unified_images")
+        connection.exec_driver_sql("UPDATE affiant_schema SET version = 2")
+    with pytest.raises(SetupError, match="schema version 2"):
+        open_database(str(engine.url))
+    open_database(str(engine.url), create=True).dispose()
+    with transaction(engine) as connection:
+        (value,) = all_references(connection)
+    assert (value.unified_images, value.addons) == (frozenset(), frozenset())
+
+
 def test_the_tables_can_be_made_in_postgresql() -> None:
     """No type or clause is particular to SQLite."""
     statements = [
         str(CreateTable(t).compile(dialect=postgresql.dialect())) for t in tables.metadata.sorted_tables
     ]
-    assert len(statements) == 10
+    assert len(statements) == 11
     assert all("BLOB" not in statement for statement in statements)

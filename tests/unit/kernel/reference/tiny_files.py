@@ -121,6 +121,25 @@ def with_pe_header(image: bytes, certificates: bytes = b"") -> bytes:
     return bytes(out) + certificates
 
 
+def pe(sections: dict[str, bytes], *, certificates: bytes = b"") -> bytes:
+    """A PE file of these sections, each padded in the file as linkers pad them."""
+    headers = 0x400
+    out = bytearray(headers)
+    out[:2], out[0x40:0x44] = b"MZ", b"PE\0\0"
+    struct.pack_into("<I", out, 0x3C, 0x40)
+    struct.pack_into("<HHIIIHH", out, 0x44, 0x8664, len(sections), 0, 0, 0, 160, 0x206)
+    struct.pack_into("<H", out, 0x58, 0x20B)
+    struct.pack_into("<I", out, 0x58 + 60, headers)
+    struct.pack_into("<I", out, 0x58 + 108, 6)
+    for index, (name, content) in enumerate(sections.items()):
+        place = (len(content), 0x1000 * (index + 1), len(content) + -len(content) % 0x200, len(out))
+        struct.pack_into("<8sIIII", out, 0x58 + 160 + 40 * index, name.encode(), *place)
+        out += content + bytes(-len(content) % 0x200)
+    if certificates:
+        struct.pack_into("<II", out, 0x58 + 112 + 32, len(out), len(certificates))
+    return bytes(out) + certificates
+
+
 def module(name: str) -> bytes:
     """A module with what the index asks for, and a signature's mark at its end."""
     modinfo = f"name={name}\0srcversion=0123456789ABCDEF\0vermagic={RELEASE} SMP \0".encode()
