@@ -15,6 +15,7 @@ from affiant.assertions.engine import Engine
 from affiant.kernel.address_roots import known_roots
 from affiant.kernel.facts import collect
 from affiant.kernel.guest import Guest
+from affiant.kernel.page_rights import ISOLATION
 from affiant.model.outcome import Outcome
 from lab.guests import GuestPlan, start_guest
 from lab.live_guest import LiveGuest, open_live_guest
@@ -36,6 +37,12 @@ def isolated(request: pytest.FixtureRequest) -> Iterator[LiveGuest]:
 
 def rights(guest: Guest) -> dict[str, Any]:
     return collect(guest, ["page_rights"])["page_rights"].to_json()
+
+
+def test_the_kernels_text_tells_that_it_isolates(isolated: LiveGuest) -> None:
+    votes = [rule.votes()[ISOLATION] for rule in isolated.guest.text_content.voters]
+    assert sum(there for _, there in votes) > 1
+    assert sum(missing for missing, _ in votes) == 0
 
 
 def test_a_guest_with_isolated_tables_is_found_no_fault_with(isolated: LiveGuest) -> None:

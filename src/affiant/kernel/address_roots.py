@@ -7,7 +7,8 @@ services are the one exception that a healthy kernel has.
 With page table isolation, each table is one of a pair: what user mode runs on is the page behind, which
 maps nothing of the kernel but the way into it, the same for all (clone_pgd_range() in
 arch/x86/include/asm/pgtable.h). Whether a kernel isolates, its own pair tells: data of the guest, but whoever
-forges it has what it maps looked at, and what it told once is not taken back.
+forges it has what it maps looked at, and what it told once is not taken back. Its text tells as well, as it
+was patched at boot for a processor that needs isolation: whoever empties that pair hides nothing.
 
 The list of tasks is data of the guest: it tells where to look, and what is not on it is not looked at
 (a vCPU's CR3 always is).
@@ -192,17 +193,18 @@ def efi_root(program: KernelProgram, space: AddressSpace) -> Root | None:
         return None
 
 
-def own_user_half(program: KernelProgram, kernel: AddressSpace) -> Root | None:
+def own_user_half(program: KernelProgram, kernel: AddressSpace, *, patched: bool = False) -> Root | None:
     """Return the kernel's own user half, whose entries all others share; None if it does not isolate.
 
     A kernel that does without isolation leaves the page behind `init_top_pgt` empty. One that was seen to
-    isolate does so for good: whoever empties that page later has all other halves differ from it.
+    isolate, or whose code was `patched` to, does so for good: whoever empties that page, at whatever time,
+    has all other halves differ from it.
     """
     behind = Root(kernel.root + PAGE_SIZE, "user mode", user_half=True)
     if kernel.root & PAGE_SIZE:
         return None
     entries, readable = _top(kernel, [behind])
-    program.isolates |= bool(readable[0] and (entries[0] & np.uint64(1)).any())
+    program.isolates |= patched or bool(readable[0] and (entries[0] & np.uint64(1)).any())
     return behind if program.isolates else None
 
 

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from affiant.kernel.running_kernel import RunningKernel
 
 __all__ = [
+    "ISOLATION",
     "VSYSCALL",
     "PageRights",
     "RightsFinding",
@@ -57,6 +58,9 @@ __all__ = [
 
 VSYSCALL: Final = 0xFFFF_FFFF_FF60_0000
 """The one page of the kernel half that user mode may execute (VSYSCALL_ADDR)."""
+
+ISOLATION: Final = 7 * 32 + 11
+"""The feature by which a kernel's text is patched to isolate page tables: X86_FEATURE_PTI (cpufeatures.h)."""
 
 _SYSTEM_RUNNING = 3  # enum system_states: SYSTEM_BOOTING, _SCHEDULING, _FREEING_INITMEM, _RUNNING
 _REAL_MODE_END = 1 << 20
@@ -162,11 +166,12 @@ def read_page_rights(guest: RunningKernel, *, now: float, draw: random.Random | 
     draw = draw or random.Random()  # noqa: S311  a sample that the guest need not be unable to guess
     tasks, listed = known_roots(program, space, leaves)
     efi = efi_root(program, space)
-    user = own_user_half(program, space)
+    user = own_user_half(program, space, patched=_is_patched_to_isolate(guest))
     cpus = list(cpu_roots(guest.cpus, space, user))
     known = {root.physical: root for root in borrowed_roots(program, space)}
     known |= {root.physical: root for root in [*tasks, *([efi] if efi else []), Root(space.root, "kernel")]}
-    known |= {page: Root(page, "processors that start") for page in _starter_pages(program, space)}
+    starter = _starter_pages(program, space)
+    known |= {page: Root(page, "processors that start") for page in starter}
     compared = compared_roots(tasks, cpus, draw)
     # A table that a processor and a process share is looked at once, and told as the process's.
     # One that nobody has is told of as such and not walked: the process that a vCPU was on may have exited
@@ -179,7 +184,9 @@ def read_page_rights(guest: RunningKernel, *, now: float, draw: random.Random | 
     halves, unread = kernel_halves(space, leaves, list(roots.values()))
     pairs: list[Root] = []
     if user is not None:
-        pairs = [user_half_of(root) for root in roots.values() if not root.physical & PAGE_SIZE]
+        # The first tables of a processor that starts are no pair: behind them lies what else it starts with.
+        paired = (root for root in roots.values() if root.physical not in starter)
+        pairs = [user_half_of(root) for root in paired if not root.physical & PAGE_SIZE]
         own, _ = kernel_halves(space, leaves, [user])
         mapped = AddressSpace(space.memory, user.physical, space.levels).leaves()
         others, unread_pairs = kernel_halves(space, mapped, pairs, own=user)
@@ -196,7 +203,7 @@ def read_page_rights(guest: RunningKernel, *, now: float, draw: random.Random | 
     look = _Look(guest, leaves)
     look.whole("kernel", leaves)
     for half in halves:
-        look.other(half, efi)
+        look.other(half, efi, user)
     return PageRights(
         booting=is_booting(guest, now),
         roots={
@@ -216,6 +223,15 @@ def read_page_rights(guest: RunningKernel, *, now: float, draw: random.Random | 
         findings=tuple(look.findings),
         left_out=look.left_out,
     )
+
+
+def _is_patched_to_isolate(guest: RunningKernel) -> bool:
+    """Tell whether the kernel's text, as it was last judged, is that of a kernel that isolates page tables.
+
+    On the way in and out, alternatives switch tables for processors that need it (arch/x86/entry/calling.h).
+    """
+    votes = [rule.votes().get(ISOLATION, (0, 0)) for rule in guest.text_content.voters]
+    return sum(there for _, there in votes) > sum(missing for missing, _ in votes)
 
 
 def _owner(program: KernelProgram, cpu: Root, known: Mapping[int, Root], switching: set[str]) -> str:
@@ -281,13 +297,17 @@ class _Look:
         self._count(leaves, places)
         self._add("stray executable", root, leaves, leaves.executable & (places == 0))
 
-    def other(self, half: KernelHalf, efi: Root | None) -> None:
-        """Judge what other page tables map differently; those of EFI services may, in their area."""
+    def other(self, half: KernelHalf, efi: Root | None, user: Root | None) -> None:
+        """Judge what other page tables map differently; those of EFI services may, in their area.
+
+        Tables of `user`, the kernel's own user half, are others than the kernel's by right, if what they map
+        is the same.
+        """
         leaves = half.leaves
         if efi is None or half.root.physical != efi.physical:
             if len(leaves):
                 self._add("differs from the kernel's own", half.root.user, leaves, np.ones(len(leaves), bool))
-            elif half.root.user != "user mode":
+            elif half.root != user:
                 first, root = half.slots[0], half.root
                 self.findings.append(
                     RightsFinding("copied page tables", first, 0, root.physical, root.user, "")

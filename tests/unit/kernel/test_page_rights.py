@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from affiant.kernel import page_rights
 from affiant.kernel.cpu import CpuState
 from affiant.kernel.facts import collect
 from affiant.kernel.guest import Guest
 from affiant.kernel.page_rights import VSYSCALL
+from tests.unit.kernel.site_world import FEATURE, PLACES, SiteWorld
 from tests.unit.kernel.synthetic_guest import (
     DATA,
     DIRECT_MAP,
@@ -221,6 +223,59 @@ def test_a_kernel_that_was_seen_to_isolate_cannot_take_it_back(guest: SyntheticG
     fact = look(seen.refresh(guest.cpus))
     assert fact["roots"]["user halves"] == 2
     assert {each["root"] for each in fact["findings"]} == {"user half of task 1 (init)"}
+
+
+def test_an_own_user_half_emptied_before_the_first_look_hides_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The kernel's text was patched at boot as that of one that isolates, whatever its tables look like."""
+    monkeypatch.setattr(page_rights, "ISOLATION", FEATURE)
+    world = SiteWorld()
+    isolate(world.guest)
+    emptied = world.guest.poke(world.guest.root + 0x1000, bytes(4096))
+    assert look(world.guest.open())["roots"]["user halves"] == 0
+    for name in ("alternative_1", "alternative_2", "alternative_3"):
+        world.write(PLACES[name], bytes.fromhex("0f01ca"))
+    fact = look(world.guest.open())
+    assert fact["roots"]["user halves"] == 2
+    assert "user half of task 1 (init)" in {each["root"] for each in fact["findings"]}
+    world.guest.poke(world.guest.root + 0x1000, emptied)
+    roots = {each["root"] for each in look(world.guest.open())["findings"]}
+    assert not any(root.startswith("user half") for root in roots)
+
+
+def test_a_user_half_with_copied_tables_is_found_whoever_calls_itself_user_mode(
+    guest: SyntheticGuest,
+) -> None:
+    """The kernel's own differs from the kernel by right, another one from that one does not."""
+    isolate(guest)
+    place = PROCESS_ROOT + 0x1000 + 8 * 511
+    entry = int.from_bytes(guest.ram[place : place + 8], "little")
+    guest.poke(0x1A0_0000, bytes(guest.ram[entry & ~0xFFF : (entry & ~0xFFF) + 4096]))
+    guest.word(place, 0x1A0_0000 | entry & 0xFFF)
+    guest.poke(guest.tasks[0] + 0x50, b"user mode".ljust(16, b"\0"))
+    (found,) = look(guest.open())["findings"]
+    assert (found["what"], found["root"]) == ("copied page tables", "user half of task 1 (user mode)")
+
+
+def test_what_lies_behind_the_first_tables_of_a_processor_is_no_user_half() -> None:
+    starter = 0x9_8000
+    guest = SyntheticGuest(
+        reference=make_reference(
+            further_symbols={
+                "real_mode_header": DATA + 0x980,
+                "real_mode_blob": DATA + 0x1000,
+                "real_mode_blob_end": DATA + 0x4000,
+            }
+        )
+    )
+    isolate(guest)
+    guest.word(guest.physical(DATA + 0x980), DIRECT_MAP + starter)
+    guest.poke(starter, bytes(guest.ram[guest.root : guest.root + 4096]))
+    guest.poke(starter + 0x1000, b"\x67" * 4096)
+    fact = look(guest.open().refresh([guest.cpu(starter)]))
+    assert fact["cpu_tables"] == {"cpu 0": "processors that start"}
+    assert not any(each["root"].startswith("user half of") for each in fact["findings"])
 
 
 def test_isolation_that_maps_what_the_kernel_does_not_is_found(guest: SyntheticGuest) -> None:
