@@ -6,7 +6,7 @@ such a thing from a hidden one; time does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Set
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -27,7 +27,8 @@ _STALLED_SECONDS = 60.0
 class _Record:
     since: float  # when it was first seen
     counted: float  # from when on its seconds count
-    last: float
+    seen: float  # the last look that it was there in
+    last: float  # the last one that counted
     looks: int
     ended: int  # grace periods that had ended when it was first seen
     settled: bool = False
@@ -57,11 +58,13 @@ class Patience:
         *,
         seconds: float = _PATIENCE_SECONDS,
         excused: bool = False,
+        resting: Set[_Thing] = frozenset(),
     ) -> set[_Thing]:
         """Return those of `things` that have persisted (for `seconds`); whatever is gone is forgotten.
 
         Looks in which they are `excused`, because the kernel is at work on such things, do not count for the
-        seconds, for a minute at most.
+        seconds, for a minute at most. Those that are `resting` have looks and the time before them count
+        for nothing, for as long as they rest; what counted before goes on to.
         """
         before = self._seen.get(topic, {})
         # A longer patience has room for what a grace period takes.
@@ -69,13 +72,16 @@ class Patience:
         after: dict[Hashable, _Record] = {}
         for thing in things:
             ended = periods.ended if periods else 0
-            record = before.get(thing) or _Record(now, now, now - _LOOK_SPACING_SECONDS, 0, ended)
-            if now - record.last >= _LOOK_SPACING_SECONDS:
+            record = before.get(thing) or _Record(now, now, now, now - _LOOK_SPACING_SECONDS, 0, ended)
+            if thing in resting:
+                record = replace(record, counted=record.counted + now - record.seen)
+            elif now - record.last >= _LOOK_SPACING_SECONDS:
                 record = replace(record, last=now, looks=record.looks + 1)
             waits = periods and periods.going_on and periods.ended - record.ended < _GRACE_PERIODS
             if (waits or excused) and now - record.since < _STALLED_SECONDS and not record.settled:
                 record = replace(record, counted=now)
-            after[thing] = replace(record, settled=record.settled or self._lasting(record, now, seconds))
+            lasting = thing not in resting and self._lasting(record, now, seconds)
+            after[thing] = replace(record, seen=now, settled=record.settled or lasting)
         self._seen[topic] = after
         return {thing for thing in things if after[thing].settled}
 

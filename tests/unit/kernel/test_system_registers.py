@@ -289,6 +289,24 @@ def test_a_cpu_that_waits_for_the_one_that_starts_it_is_excused_for_as_long_as_i
         assert (seen["starting"], seen["deviations"]) == ([0], [])
 
 
+def test_a_cpu_gains_no_time_by_waiting_now_and_then(guest: SyntheticGuest) -> None:
+    opened, cpu = expecting(guest), starting(guest)
+    waiting = replace(cpu, instruction_pointer=WAITING + SLIDE + 0x20)
+    excused = [
+        fact(opened, waiting if number % 2 else cpu, at=25.0 * number, now=1000.0)["starting"] == [0]
+        for number in range(16)
+    ]
+    assert excused == [True] * 10 + [False] * 6
+
+
+def test_a_cpu_that_waited_long_has_as_much_time_as_any(guest: SyntheticGuest) -> None:
+    opened, cpu = expecting(guest), starting(guest)
+    waiting = replace(cpu, instruction_pointer=WAITING + SLIDE + 0x20)
+    looks = [*((cpu, at) for at in range(4)), *((waiting, at) for at in range(4, 2000, 100)), (cpu, 1910)]
+    for each, at in looks:
+        assert fact(opened, each, at=float(at), now=3000.0)["starting"] == [0]
+
+
 def test_a_cpu_that_is_set_up_and_not_on_line_yet_is_excused(guest: SyntheticGuest) -> None:
     guest.word(guest.physical(MASK), 0b10)
     cpu = starting(guest, gdt=DescriptorTable(AREA, 127), sysenter_esp=AREA + STACK)

@@ -34,7 +34,7 @@ __all__ = ["starting_cpus"]
 _INTERRUPTS: Final = 1 << 9
 _ADDRESS: Final = (1 << 64) - 1
 _MOST_SECONDS: Final = 120.0
-"""For how long a CPU may be on its way, in every look and never where it waits for another."""
+"""For how long a CPU may be on its way, the time aside in which it waits for another."""
 
 _WAITS: Final = frozenset({"cpu_init", "start_secondary", "cpuhp_ap_sync_alive", "check_tsc_sync_target"})
 """Where it waits for the CPU that starts it: for its turn, for the others, for the same time stamps."""
@@ -79,7 +79,8 @@ def starting_cpus(
             found.add(cpu.index)
             if _function(guest, cpu) in _WAITS:
                 waiting.add(cpu.index)
-    lasting = guest.patience.settled(topic, found - waiting, moment, seconds=_MOST_SECONDS)
+    # Who waits in between gains no time by it.
+    lasting = guest.patience.settled(topic, found, moment, seconds=_MOST_SECONDS, resting=waiting)
     return frozenset(found - lasting)
 
 
