@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Set
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from itertools import islice
+from typing import Any, TypeVar
 
 from affiant.kernel.grace_periods import GracePeriods
 
@@ -21,6 +22,7 @@ _LOOKS = 4
 # What waits to be freed waits for the grace period that is going on, and for the next one, whole.
 _GRACE_PERIODS = 2
 _STALLED_SECONDS = 60.0
+_MOST_UNSEEN = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,9 @@ class _Record:
     looks: int
     ended: int  # grace periods that had ended when it was first seen
     settled: bool = False
+
+    def rested(self, now: float) -> _Record:
+        return replace(self, counted=self.counted + now - self.seen, seen=now)
 
 
 class Patience:
@@ -59,22 +64,27 @@ class Patience:
         seconds: float = _PATIENCE_SECONDS,
         excused: bool = False,
         resting: Set[_Thing] = frozenset(),
+        unseen: Callable[[Any], bool] = lambda _thing: False,
     ) -> set[_Thing]:
         """Return those of `things` that have persisted (for `seconds`); whatever is gone is forgotten.
 
         Looks in which they are `excused`, because the kernel is at work on such things, do not count for the
         seconds, for a minute at most. Those that are `resting` have looks and the time before them count
-        for nothing, for as long as they rest; what counted before goes on to.
+        for nothing, for as long as they rest; what counted before goes on to. Of those that are not among
+        `things`, the ones that could not be seen in this look, whether they are there or not, rest as well.
         """
         before = self._seen.get(topic, {})
         # A longer patience has room for what a grace period takes.
         periods = self._periods() if things and seconds <= _PATIENCE_SECONDS else None
         after: dict[Hashable, _Record] = {}
+        hidden = (thing for thing in before if thing not in things and unseen(thing))
+        for thing in islice(hidden, _MOST_UNSEEN):
+            after[thing] = before[thing].rested(now)
         for thing in things:
             ended = periods.ended if periods else 0
             record = before.get(thing) or _Record(now, now, now, now - _LOOK_SPACING_SECONDS, 0, ended)
             if thing in resting:
-                record = replace(record, counted=record.counted + now - record.seen)
+                record = record.rested(now)
             elif now - record.last >= _LOOK_SPACING_SECONDS:
                 record = replace(record, last=now, looks=record.looks + 1)
             waits = periods and periods.going_on and periods.ended - record.ended < _GRACE_PERIODS

@@ -274,6 +274,23 @@ class TestPatience:
         patience.settled("pages", set[int](), 5.0)
         assert not patience.settled("pages", {1}, 6.0)
 
+    def test_what_could_not_be_seen_in_between_goes_on_where_it_was(self) -> None:
+        patience = Patience()
+        settled = []
+        for now in range(9):
+            seen = {1} if now % 2 == 0 else set[int]()
+            settled.append(bool(patience.settled("pages", seen, 1.5 * now, unseen=lambda _: True)))
+        assert settled == [False] * 8 + [True]
+        assert not patience.settled("pages", set(), 20.0)
+        assert not patience.settled("pages", {1}, 21.0)
+
+    def test_only_so_much_is_remembered_of_what_cannot_be_seen(self) -> None:
+        patience = Patience()
+        for now in range(4):
+            things = set(range(3000 * now, 3000 * now + 3000))
+            patience.settled("pages", things, 1.5 * now, unseen=lambda _: True)
+        assert len(patience._seen["pages"]) <= 3000 + 4096
+
     def test_topics_do_not_mix(self) -> None:
         patience = Patience()
         for now in (0.0, 2.0, 4.0):

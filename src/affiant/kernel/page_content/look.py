@@ -137,9 +137,12 @@ def read_page_content(guest: RunningKernel, owners: PageOwners, *, now: float) -
     before = listed_modules(guest.program)
     claims, unread = owners.claims(guest, before)
     if any(claim.faults for kind in claims.values() for claim in kind):
-        # Code is made, changed and freed in steps: what is wrong twice counts.
+        # Code is made, changed and freed in steps: what is wrong twice counts, or if it was read once.
         again, unread = owners.claims(guest, listed_modules(guest.program))
-        claims = {kind: _still_wrong(claims.get(kind, []), now_claims) for kind, now_claims in again.items()}
+        claims = {
+            kind: _still_wrong(claims[kind], now_claims) if kind in claims else now_claims
+            for kind, now_claims in again.items()
+        }
     pages = read_executable_pages(guest.memory, guest.kernel_space, guest.program)
     after = listed_modules(guest.program)
     spans = [OwnedRange(*span, "module", module.name) for module in (*before, *after) for span in module.text]
@@ -147,14 +150,16 @@ def read_page_content(guest: RunningKernel, owners: PageOwners, *, now: float) -
     owned = attribute(pages, spans)
     counts = owned.by_kind()
 
-    lasting, settling = _settled(guest, claims, now)
+    lasting, settling = _settled(guest, claims, unread.keys(), now)
     leaving = {
-        (fault.address, fault.reason): fault
-        for kind in claims.values()
-        for claim in kind
+        (kind, fault.address, fault.reason): fault
+        for kind, each in claims.items()
+        for claim in each
         for fault in claim.leaving
     }
-    left = guest.patience.settled("leaving code", set(leaving), now, seconds=_LONG)
+    left = guest.patience.settled(
+        "leaving code", set(leaving), now, seconds=_LONG, unseen=lambda key: key[0] in unread
+    )
     lasting |= {leaving[key] for key in left}
     settling |= {fault for key, fault in leaving.items() if key not in left}
     if not unread:
@@ -174,12 +179,13 @@ def read_page_content(guest: RunningKernel, owners: PageOwners, *, now: float) -
 
 
 def _settled(
-    guest: RunningKernel, claims: dict[str, list[Claim]], now: float
+    guest: RunningKernel, claims: dict[str, list[Claim]], unread: Set[str], now: float
 ) -> tuple[set[Fault], set[Fault]]:
     """Return the faults that have lasted, and the others.
 
     A fault has lasted if it was in every look for some seconds; and so have all of an owner's in which there
-    was one or the other in every look for a minute, so that nobody evades by changing what is wrong.
+    was one or the other in every look for a minute, so that nobody evades by changing what is wrong. Looks
+    in which an owner is `unread` say nothing of it, for or against.
     """
     found = {
         (kind, fault.address, fault.reason): fault
@@ -189,8 +195,16 @@ def _settled(
     }
     # Memory of code is freed under the lock of changes, too: a program that lived for a moment waits for it.
     excused = bool(found) and is_changing_code(guest.program)
-    old = guest.patience.settled("page content", set(found), now, excused=excused)
-    kinds = guest.patience.settled("owners in fault", {kind for kind, *_ in found}, now, seconds=_LONG)
+    old = guest.patience.settled(
+        "page content", set(found), now, excused=excused, unseen=lambda key: key[0] in unread
+    )
+    kinds = guest.patience.settled(
+        "owners in fault",
+        {kind for kind, *_ in found},
+        now,
+        seconds=_LONG,
+        unseen=lambda kind: kind in unread,
+    )
     lasting = {fault for key, fault in found.items() if key in old or key[0] in kinds}
     return lasting, set(found.values()) - lasting
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -10,6 +10,7 @@ from affiant.kernel.page_content.claim import Claim, Fault, is_filler, pages_aro
 from affiant.kernel.page_content.look import PageContent, PageOwners, read_page_content
 from affiant.kernel.page_content.thunk_pages import ThunkPages
 from affiant.kernel.page_content.view import View
+from affiant.model.errors import MalformedError
 from tests.unit.kernel.btf_builder import BtfBuilder
 from tests.unit.kernel.site_world import TEXT_MUTEX, SiteWorld
 from tests.unit.kernel.synthetic_guest import (
@@ -104,6 +105,49 @@ class Freeing:
     def claims(self, _: View) -> Iterator[Claim]:
         fault = Fault.at(NOBODYS, "nobody", "is on no list", b"\xc3")
         yield Claim(NOBODYS, NOBODYS + 4096, "nobody", (fault,))
+
+
+class Flapping:
+    """An owner whose list leads nowhere in some readings, with code in it that may not be there."""
+
+    kind = "flapping"
+
+    def __init__(self, readable: Callable[[int], bool]) -> None:
+        self._readable = readable
+        self.readings = 0
+
+    def claims(self, _: View) -> Iterator[Claim]:
+        self.readings += 1
+        if not self._readable(self.readings):
+            raise MalformedError("the list runs in a circle")
+        fault = Fault.at(NOBODYS + 4096, "flapping", "is foreign", b"\xc3")
+        yield Claim(NOBODYS + 4096, NOBODYS + 8192, "flapping", (fault,))
+
+
+def test_what_is_wrong_with_an_owner_that_was_not_read_at_first_is_told(
+    world: SiteWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another owner's fault has all of them be read again."""
+    flapping = Flapping(lambda reading: reading > 3)
+    monkeypatch.setattr(world.seen.page_owners, "_owners", (Freeing(), flapping))
+    seen = look(world, 0.0)
+    assert (flapping.readings, dict(seen.unread)) == (4, {})
+    assert {fault.owner for fault in seen.settling} == {"nobody", "flapping"}
+
+
+def test_an_owner_cannot_evade_by_not_being_read_now_and_then(
+    world: SiteWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look in which nobody knows what it has says so, and forgets nothing of what was seen."""
+    readable = True
+    monkeypatch.setattr(world.seen.page_owners, "_owners", (Flapping(lambda _reading: readable),))
+    found = []
+    for second in range(24):
+        readable = second % 2 == 0
+        seen = look(world, float(second))
+        assert bool(seen.unread) is not readable
+        found.append(bool(seen.faults))
+    assert found.index(True) == 10
 
 
 @pytest.mark.parametrize(("owner", "told"), [(0, 5), (DIRECT_MAP, 60)])
