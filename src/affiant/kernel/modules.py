@@ -114,12 +114,14 @@ def read_modules(
     unowned = pages.unowned()
     lasting_pages = patience.settled("pages", unowned, now)
 
+    views = {"kset": kset, "tree": tree}
     strangers = {
-        Stranger(_name(program, address), view, address)
-        for view, addresses in (("kset", kset), ("tree", tree))
+        (view, address): Stranger(_name(program, address), view, address)
+        for view, addresses in views.items()
         for address in (addresses or set()) - known.keys()
     }
-    lasting = patience.settled("modules", strangers, now)
+    # By where they are: what their memory says of their names may change from look to look.
+    lasting = patience.settled("modules", set(strangers), now, unseen=lambda key: views[key[0]] is None)
     return ModuleView(
         listed=tuple(sorted(after, key=lambda module: module.name)),
         views={
@@ -127,8 +129,8 @@ def read_modules(
             "kset": None if kset is None else len(kset),
             "tree": None if tree is None else len(tree),
         },
-        unlisted=_sorted(lasting),
-        settling_modules=_sorted(strangers - lasting),
+        unlisted=_sorted(strangers[key] for key in lasting),
+        settling_modules=_sorted(strangers[key] for key in strangers.keys() - lasting),
         executable_pages=len(pages.addresses),
         owners=pages.by_kind(),
         unowned=page_runs(lasting_pages),
@@ -151,7 +153,7 @@ def module_owners(program: KernelProgram, modules: Iterable[Module]) -> list[Own
     return owned
 
 
-def _sorted(strangers: set[Stranger]) -> tuple[Stranger, ...]:
+def _sorted(strangers: Iterable[Stranger]) -> tuple[Stranger, ...]:
     return tuple(sorted(strangers, key=lambda stranger: (stranger.address, stranger.seen_in)))
 
 

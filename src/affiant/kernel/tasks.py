@@ -7,6 +7,7 @@ it has been so for a while: one that ends is taken off the list and out of the i
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from affiant.kernel.lists import list_entries
@@ -73,14 +74,17 @@ def read_task_view(program: KernelProgram, patience: Patience, *, now: float) ->
         unseen = str(error)
     listed = read_tasks(program)
     known = {task.pid for task in listed}
-    strangers = {process for process in ids or () if process.number not in known}
-    lasting = patience.settled("tasks", strangers, now)
+    strangers = {
+        (process.number, process.task): process for process in ids or () if process.number not in known
+    }
+    # Not by their names: a process may give itself another one whenever it likes.
+    lasting = patience.settled("tasks", set(strangers), now, unseen=lambda _: ids is None)
     return TaskView(
         listed=listed,
         ids=None if ids is None else len(ids),
         ids_unseen=unseen,
-        unlisted=_in_order(lasting),
-        settling=_in_order(strangers - lasting),
+        unlisted=_in_order(strangers[key] for key in lasting),
+        settling=_in_order(strangers[key] for key in strangers.keys() - lasting),
     )
 
 
@@ -121,5 +125,5 @@ def _walk(program: KernelProgram) -> list[Task]:
     return tasks
 
 
-def _in_order(processes: set[ProcessId]) -> tuple[ProcessId, ...]:
+def _in_order(processes: Iterable[ProcessId]) -> tuple[ProcessId, ...]:
     return tuple(sorted(processes, key=lambda process: (process.number, process.task)))

@@ -73,6 +73,17 @@ def test_a_module_off_the_list_is_seen_by_its_code_and_by_the_other_view() -> No
     assert fact["unlisted"] == [{"name": "hidden", "seen_in": "kset", "address": hex(DIRECT_MAP + hidden)}]
 
 
+def test_a_hidden_module_cannot_evade_by_another_name_in_each_look() -> None:
+    guest = SyntheticGuest()
+    hidden = guest.add_module("hidden", SECOND, 0x180_0000)
+    seen = guest.open()
+    unlink(guest, hidden)
+    for second in range(7):
+        guest.poke(hidden + 24, f"name{second}".encode() + b"\0")
+        fact = look(seen, float(second))
+    assert [each["name"] for each in fact["unlisted"]] == ["name6"]
+
+
 def test_a_list_is_walked_again_when_it_does_not_lead_where_it_led() -> None:
     """As long as each element leads to the next, what was found of the list stands."""
     guest = SyntheticGuest()

@@ -95,6 +95,27 @@ def test_a_process_taken_off_the_list_is_told_once_it_has_lasted(guest: GuestWit
     assert (last["settling"], last["unlisted"]) == ([], [told])
 
 
+def test_a_hidden_process_cannot_evade_by_another_name_in_each_look(guest: GuestWithIds) -> None:
+    seen = guest.open()
+    guest.unlist(guest.tasks[1])
+    for second in range(6):
+        guest.poke(guest.tasks[1] + 0x50, f"name{second}".encode())
+        fact = look(seen, second)
+    assert [each["name"] for each in fact["unlisted"]] == ["name5"]
+
+
+def test_a_hidden_process_cannot_evade_by_ids_that_lead_nowhere_now_and_then(guest: GuestWithIds) -> None:
+    """Each look without them says so, and is no look in which it was gone."""
+    seen = guest.open()
+    guest.unlist(guest.tasks[1])
+    for second in range(14):
+        guest.word(guest.node + 40 + 8 * 5, 0xDEAD_0000_0000_0000 if second % 2 else 0)
+        fact = look(seen, second)
+        assert bool(fact["ids_unseen"]) == bool(second % 2)
+        if second % 2 == 0:
+            assert bool(fact["unlisted"]) == (second >= 10)
+
+
 def test_a_process_that_ends_meanwhile_is_none_that_hides(guest: GuestWithIds) -> None:
     """Off the list in one look and gone in the next; its number may be another's then."""
     seen = guest.open()
