@@ -62,11 +62,13 @@ class Patience:
         now: float,
         *,
         seconds: float = _PATIENCE_SECONDS,
+        looks: int = _LOOKS,
         excused: bool = False,
         resting: Set[_Thing] = frozenset(),
         unseen: Callable[[Any], bool] = lambda _thing: False,
     ) -> set[_Thing]:
-        """Return those of `things` that have persisted (for `seconds`); whatever is gone is forgotten.
+        """Return those of `things` that have persisted (for `seconds`, in so many `looks`); whatever is gone
+        is forgotten.
 
         Looks in which they are `excused`, because the kernel is at work on such things, do not count for the
         seconds, for a minute at most. Those that are `resting` have looks and the time before them count
@@ -90,11 +92,11 @@ class Patience:
             waits = periods and periods.going_on and periods.ended - record.ended < _GRACE_PERIODS
             if (waits or excused) and now - record.since < _STALLED_SECONDS and not record.settled:
                 record = replace(record, counted=now)
-            lasting = thing not in resting and self._lasting(record, now, seconds)
+            lasting = thing not in resting and self._lasting(record, now, seconds, looks)
             after[thing] = replace(record, seen=now, settled=record.settled or lasting)
         self._seen[topic] = after
         return {thing for thing in things if after[thing].settled}
 
     @staticmethod
-    def _lasting(record: _Record, now: float, seconds: float) -> bool:
-        return now - record.counted >= seconds and record.looks >= _LOOKS
+    def _lasting(record: _Record, now: float, seconds: float, looks: int) -> bool:
+        return now - record.counted >= seconds and record.looks >= looks

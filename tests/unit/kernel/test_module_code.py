@@ -389,6 +389,34 @@ def test_being_loaded_is_an_excuse_for_seconds_only(loaded: Loaded) -> None:
     assert loaded.verdict(7.0) == "changed"
 
 
+def test_a_module_cannot_evade_by_saying_something_else_of_itself_in_each_look(loaded: Loaded) -> None:
+    """It says that it is being loaded, and each time that it is of another size."""
+    module = loaded.guest.modules[0]
+    loaded.guest.poke(module, (1).to_bytes(4, "little"))
+    loaded.guest.poke(MODULE_PHYSICAL, b"\xf4")
+    verdicts = []
+    for now in range(8):
+        loaded.guest.poke(module + 144 + 8, (8192 + 4096 * now).to_bytes(4, "little"))
+        verdicts.append(loaded.verdict(float(now)))
+    assert verdicts[:5] == ["in transition"] * 5
+    assert verdicts[7] == "changed"
+
+
+def test_modules_cannot_evade_by_taking_turns(tmp_path: Path) -> None:
+    """One says that it is being loaded while the other is left alone, and each for moments only."""
+    loaded = Loaded(tmp_path, more=("other",))
+    loaded.guest.poke(MODULE_PHYSICAL, b"\xf4")
+    loaded.guest.poke(loaded.places["other"][1], b"\xf4")
+    found = []
+    for now in range(0, 400, 10):
+        one, two = loaded.guest.modules if now % 20 else reversed(loaded.guest.modules)
+        loaded.guest.poke(one, (1).to_bytes(4, "little"))
+        loaded.guest.poke(two, (0).to_bytes(4, "little"))
+        verdicts = sorted(module["verdict"] for module in loaded.look(float(now))["modules"])
+        found.append(verdicts == ["changed", "changed"])
+    assert found.index(True) == 31
+
+
 @pytest.fixture
 def leaving(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> Loaded:
     """A module with foreign code that is on the list when a look begins, and not when it ends."""

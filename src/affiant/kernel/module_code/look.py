@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,6 +13,10 @@ from affiant.kernel.modules import Module, listed_modules
 from affiant.kernel.running_kernel import RunningKernel
 
 __all__ = ["ModuleCodeLook", "read_module_code"]
+
+_LONG: Final = 300.0
+_MANY_LOOKS: Final = 32
+"""A guest that loads modules all the time has one in transition in many looks, and not in each of so many."""
 
 _TORN: Final = ("changed", "unread")
 """Verdicts that a module gets, too, whose memory changed hands while it was read."""
@@ -34,8 +38,7 @@ def read_module_code(kernel: RunningKernel, judge: ModuleJudge, *, now: float) -
     listed = _listed(kernel)
     judge.begin()
     moving = {key for key, module in listed.items() if module.state != "live"}
-    lasting = kernel.patience.settled("modules in transition", moving, now)
-    moving -= lasting
+    moving -= _lasting(kernel, "modules in transition", moving, listed, now)
     whole = judge.whole(kernel, listed, moving)
     found: dict[ModuleKey, ModuleCode] = {}
     for key, module in listed.items():
@@ -47,6 +50,27 @@ def read_module_code(kernel: RunningKernel, judge: ModuleJudge, *, now: float) -
         _look_again(kernel, judge, listed, found, now)
     judge.forget_others(listed.keys())
     return ModuleCodeLook(tuple(sorted(found.values(), key=lambda code: code.name)), judge.references)
+
+
+def _lasting(
+    kernel: RunningKernel,
+    topic: str,
+    keys: Set[ModuleKey],
+    listed: Mapping[ModuleKey, Module],
+    now: float,
+) -> set[ModuleKey]:
+    """Return those modules of which a guest has said for too long what passes in moments.
+
+    A module is known by its place: all else that it says of itself may be another in each look. Where there
+    was one or the other in many looks in a row, all of them have lasted, so that nobody evades by taking
+    turns.
+    """
+    places = {listed[key].address for key in keys}
+    old = kernel.patience.settled(topic, places, now)
+    always = kernel.patience.settled(
+        f"{topic}, always", {topic} if keys else set(), now, seconds=_LONG, looks=_MANY_LOOKS
+    )
+    return {key for key in keys if always or listed[key].address in old}
 
 
 def _listed(kernel: RunningKernel) -> dict[ModuleKey, Module]:
@@ -77,6 +101,5 @@ def _look_again(
         gone = left - again.keys()
         if left - gone:
             gone |= left - _listed(kernel).keys()
-    lasting = kernel.patience.settled("modules that leave while they are compared", gone, now)
-    for key in gone - lasting:
+    for key in gone - _lasting(kernel, "modules that leave while they are compared", gone, listed, now):
         found[key] = told(listed[key], "in transition", reason="it was unloaded meanwhile")
