@@ -54,6 +54,14 @@ class TracedMemory(GuestMemory):
         self._note(address, size)
         return super().array(address, size)
 
+    def integers(
+        self, addresses: NDArray[np.uint64], width: int
+    ) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
+        values, readable = super().integers(addresses, width)
+        if self.trace is not None:
+            self.trace.words.update((addresses[readable] & ~np.uint64(7)).tolist())
+        return values, readable
+
     def tables(self, frames: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
         if self.trace is not None:
             self.trace.tables.update((frames * np.uint64(PAGE_SIZE)).tolist())

@@ -1,6 +1,6 @@
 """The tasks on the kernel's list, and processes that only their id still leads to.
 
-Fields are read from one copy of each `task_struct`. A process that is off the list is told as hidden when
+A process that is off the list is told as hidden when
 it has been so for a while: one that ends is taken off the list and out of the ids one after the other.
 """
 
@@ -10,16 +10,21 @@ import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
+
 from affiant.kernel.lists import list_entries
 from affiant.kernel.memory import MemoryFault
 from affiant.kernel.patience import Patience
 from affiant.kernel.process_ids import ProcessId, read_process_ids
 from affiant.kernel.program import KernelProgram
+from affiant.kernel.struct_columns import StructColumns
 from affiant.model.errors import AffiantError, MalformedError
 
 __all__ = ["Task", "TaskView", "read_task_view", "read_tasks"]
 
 _TASK = "struct task_struct"
+_CREDENTIALS = "struct cred"
+_MEMBERS = ("tasks.next", "pid", "comm", "flags", "mm", "real_cred")
 _MOST_TASKS = 1 << 16
 _ATTEMPTS = 3
 _PF_KTHREAD = 0x0020_0000
@@ -96,22 +101,63 @@ def read_tasks(program: KernelProgram) -> tuple[Task, ...]:
     """
     for attempt in range(_ATTEMPTS):
         try:
-            return tuple(_walk(program))
+            return tuple(_listed(program))
         except (MemoryFault, MalformedError):
             if attempt + 1 == _ATTEMPTS:
                 raise
     raise AssertionError("unreachable")  # pragma: no cover
 
 
-def _walk(program: KernelProgram) -> list[Task]:
+def _listed(program: KernelProgram) -> list[Task]:
+    """Read all tasks at once if the list can be read so: as it was, or as it is walked now."""
     offset = program.offset(_TASK, "tasks")
     head = program.address("init_task") + offset
+    tasks = _at_once(program, head, offset)
+    if tasks is None:
+        nodes = list_entries(program, head, offset=0, maximum=_MOST_TASKS)
+        program.lists[head] = tuple(nodes)
+        tasks = _at_once(program, head, offset)
+    return _one_by_one(program, head, offset) if tasks is None else tasks
+
+
+def _at_once(program: KernelProgram, head: int, offset: int) -> list[Task] | None:
+    """Return the tasks that the list led through when it was last walked; None unless each leads to the next.
+
+    Then to walk it again would find the same, one after the other. None also if one cannot be read so.
+    """
+    nodes = program.lists.get(head, ())
+    addresses = np.array(nodes, dtype=np.uint64) - np.uint64(offset)
+    try:
+        columns = StructColumns(program, _TASK, addresses, _MEMBERS)
+        following = [program.word(head), *columns.integers("tasks.next")]
+        if not columns.readable.all() or following != [*nodes, head]:
+            return None
+        owners = np.array(columns.integers("real_cred"), dtype=np.uint64)
+        credentials = StructColumns(program, _CREDENTIALS, owners, ("uid.val",))
+    except MalformedError:
+        return None  # too many tables lie around them: one by one, few are read
+    uids = zip(credentials.integers("uid.val"), credentials.readable.tolist(), strict=True)
+    return [
+        Task(pid, name, uid if known else None, flags, memory != 0, address)
+        for pid, name, (uid, known), flags, memory, address in zip(
+            columns.integers("pid"),
+            columns.texts("comm"),
+            uids,
+            columns.integers("flags"),
+            columns.integers("mm"),
+            addresses.tolist(),
+            strict=True,
+        )
+    ]
+
+
+def _one_by_one(program: KernelProgram, head: int, offset: int) -> list[Task]:
     tasks: list[Task] = []
     for address in list_entries(program, head, offset=offset, maximum=_MOST_TASKS):
         copy = program.copy(_TASK, address)
         uid: int | None = None
         with contextlib.suppress(MemoryFault):
-            uid = program.copy("struct cred", copy.integer("real_cred")).integer("uid.val")
+            uid = program.copy(_CREDENTIALS, copy.integer("real_cred")).integer("uid.val")
         tasks.append(
             Task(
                 pid=copy.integer("pid"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
+from dataclasses import replace
 
 import drgn
 import pytest
@@ -18,7 +19,7 @@ from affiant.kernel.program import KernelProgram
 from affiant.kernel.tasks import read_tasks
 from affiant.model.errors import AffiantError, MalformedError, UnavailableError
 from tests.unit.kernel.btf_builder import BtfBuilder
-from tests.unit.kernel.synthetic_guest import DIRECT_MAP, SyntheticGuest, kernel_types
+from tests.unit.kernel.synthetic_guest import DIRECT_MAP, TASK_SIZE, SyntheticGuest, kernel_types
 
 
 def types_of(data: bytes) -> BtfTypes:
@@ -194,6 +195,39 @@ class TestLists:
             ("init", None),
             ("shell", 1000),
         ]
+
+    def test_tasks_that_cannot_be_read_at_once_are_read_one_by_one(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Both ways say the same, of a list that was walked before and of one that was not."""
+        guest = SyntheticGuest()
+        guest.poke(guest.tasks[0] + 0x40, b"\xff" * 4)
+        guest.poke(guest.tasks[0] + 0x50, b"ab\0cd\xff".ljust(16, b"x"))
+        guest.word(guest.tasks[1] + 0x48, 0xDEAD_0000_0000_0000)
+        objects = program(guest)
+        with monkeypatch.context() as patched:
+            patched.setattr("affiant.kernel.tasks._at_once", lambda *_: None)
+            alone = read_tasks(objects)
+        assert [(task.pid, task.name, task.uid) for task in alone] == [(-1, "ab", 0), (2, "shell", None)]
+        assert read_tasks(objects) == read_tasks(program(guest)) == alone
+
+    def test_a_task_that_is_not_aligned_is_told_all_the_same(self) -> None:
+        guest = SyntheticGuest()
+        before = read_tasks(program(guest))
+        moved, address = guest.allocate(TASK_SIZE + 8)
+        guest.poke(moved + 4, bytes(guest.ram[guest.tasks[1] : guest.tasks[1] + TASK_SIZE]))
+        guest.word(guest.tasks[0] + 0x20, address + 4 + 0x20)
+        after = read_tasks(program(guest))
+        assert [replace(task, address=0) for task in after] == [replace(task, address=0) for task in before]
+
+    def test_who_came_or_went_since_the_list_was_walked_is_seen(self) -> None:
+        guest = SyntheticGuest()
+        objects = program(guest)
+        assert len(read_tasks(objects)) == 2
+        guest.add_task(3, "new", 0)
+        assert [task.name for task in read_tasks(objects)] == ["init", "shell", "new"]
+        guest.word(guest.tasks[0] + 0x20, guest.running("init_task") + 0x20)
+        assert [task.name for task in read_tasks(objects)] == ["init"]
 
     def test_where_ids_are_not_seen_the_list_stands_alone_and_says_so(self) -> None:
         fact = collect(SyntheticGuest().open(), ["tasks"], now=0)["tasks"].to_json()
