@@ -33,6 +33,7 @@ __all__ = [
     "RegionComparison",
     "SiteJudge",
     "compare_region",
+    "differing",
     "rodata_regions",
     "text_region",
     "without",
@@ -215,7 +216,7 @@ def compare_region(
             for start, physical, size in chunks:
                 live[start : start + size] = memory.array(physical, size)
             changed = np.concatenate(
-                [_differing(live[at : at + size], known[at : at + size]) + at for at, _, size in chunks]
+                [differing(live[at : at + size], known[at : at + size]) + at for at, _, size in chunks]
             )
     else:
         live, read = _copy(memory, extents, region)
@@ -225,11 +226,11 @@ def compare_region(
             usable = usable if read is None else usable & read
             live[~usable] = known[~usable]
         compared = len(live) if usable is None else int(np.count_nonzero(usable))
-        changed = nothing if anew else _differing(live, known)
+        changed = nothing if anew else differing(live, known)
     verdict = None
     if content is not None:
         verdict = content.judge(live, None if anew else changed)
-        left = _differing(live, content.accepted) if anew else changed
+        left = differing(live, content.accepted) if anew else changed
         changed = left[live[left] != content.accepted[left]]
     probed = nothing if verdict is None else verdict.probed
     alien = changed[region.kinds[changed] == 0]
@@ -317,11 +318,12 @@ def _changed_chunks(
     return found
 
 
-def _differing(live: NDArray[np.uint8], known: NDArray[np.uint8]) -> NDArray[np.int64]:
+def differing(live: NDArray[np.uint8], known: NDArray[np.uint8]) -> NDArray[np.int64]:
     """Return the offsets of bytes that differ, found eight at a time: most of them do not."""
     size = len(live) // 8 * 8
     ours, theirs = live[:size].view(np.uint64), known[:size].view(np.uint64)
-    words = np.flatnonzero(ours != theirs)
+    differs = ours != theirs
+    words = np.flatnonzero(differs) if differs.any() else np.empty(0, dtype=np.int64)
     near = np.flatnonzero(ours[words].view(np.uint8) != theirs[words].view(np.uint8))
     rest = np.flatnonzero(live[size:] != known[size:]) + size
     return np.concatenate((words[near >> 3] * 8 + (near & 7), rest))

@@ -63,8 +63,6 @@ class _Place:
     held: tuple[int, ...] = (-1,)
     slot: int = 0
     """Where the call that may become a direct one finds its target; 0 if none may."""
-    called: tuple[bytes, tuple[int, int]] = (b"", (0, 0))
-    """A direct call that was found legal, and what the slot asked for then."""
 
     def direct(self) -> tuple[int, ...]:
         """Return the entries that make a call direct."""
@@ -109,6 +107,13 @@ class Alternatives:
         # The bytes from which `held` of each site follows, where it follows from the reference alone.
         self._explained = image.linked(self.sites.offset, width)
         self._lasting = np.ones(len(first), dtype=bool)
+        self._linked = np.ones(len(first), dtype=bool)
+        # The slots of calls that may become direct ones (0: none), and those that were found legal last, with
+        # what their slot asked for then.
+        self._slot = np.array([place.slot for place in self._places], dtype=np.uint64)
+        self._calls = np.zeros(len(first), dtype=bool)
+        self._called = np.zeros_like(self._explained)
+        self._asked = np.zeros((len(first), 2), dtype=np.uint64)
 
     @classmethod
     def joined(cls, image: KernelImage, sites: SiteSet, parts: Sequence[Self]) -> Self:
@@ -117,19 +122,21 @@ class Alternatives:
         whole._image, whole._pv_ops, whole._parts = image, PvOps(image), tuple(parts)
         whole.sites = sites
         whole._places = [place for part in parts for place in part._places]
-        share(whole, parts, "_inside", "_explained", "_lasting")
+        share(whole, parts, "_inside", "_explained", "_lasting", "_linked")
+        share(whole, parts, "_slot", "_calls", "_called", "_asked")
         return whole
 
     def take(self, indices: NDArray[np.int64], found: NDArray[np.uint8]) -> NDArray[np.bool_]:
         """See `Rule`."""
         found = found[:, : self._explained.shape[1]]
-        differs = ((found != self._explained[indices]) & self._inside[indices]).any(axis=1)
-        legal: NDArray[np.bool_] = self._lasting[indices] & ~differs
+        legal: NDArray[np.bool_] = self._lasting[indices] & self._same(found, self._explained, indices)
         self._pv_ops.forget()
-        left = np.flatnonzero(~legal).tolist()
-        slots = {slot for row in left if (slot := self._places[int(indices[row])].slot)}
-        self._pv_ops.read(np.array(sorted(slots), dtype=np.uint64))
-        for row in left:
+        left = np.flatnonzero(~legal)
+        slots = np.unique(self._slot[indices[left]])
+        self._pv_ops.read(slots[slots != 0])
+        called = self._still_called(indices[left], found[left])
+        legal[left] = called
+        for row in left[~called].tolist():
             index = int(indices[row])
             place = self._places[index]
             code = found[row, : len(place.linked)].tobytes()
@@ -137,14 +144,22 @@ class Alternatives:
             if not held:
                 continue
             legal[row] = True
-            self._lasting[index] = lasting
+            self._lasting[index], self._linked[index] = lasting, code == place.linked
+            self._calls[index] = not lasting
             if lasting:
                 self._explained[index, : len(code)] = np.frombuffer(code, dtype=np.uint8)
+            else:
+                self._called[index, : len(code)] = np.frombuffer(code, dtype=np.uint8)
+                self._asked[index] = np.array(self._pv_ops.form(place.slot), dtype=np.uint64)
             if held != place.held:
                 place.held = held
                 for rule in (self, *self._parts):
                     rule._odd = rule._votes = None
         return legal
+
+    def as_linked(self) -> NDArray[np.bool_]:
+        """See `Rule`."""
+        return self._linked & self._lasting
 
     def allowed(self, index: int) -> tuple[bytes, ...]:
         """See `Rule`: as linked and as stored, before operands are moved."""
@@ -181,6 +196,19 @@ class Alternatives:
             self._votes = {feature: (missing, there) for feature, (missing, there) in counts.items()}
         return self._votes
 
+    def _same(
+        self, found: NDArray[np.uint8], wanted: NDArray[np.uint8], indices: NDArray[np.int64]
+    ) -> NDArray[np.bool_]:
+        return np.asarray(~((found != wanted[indices]) & self._inside[indices]).any(axis=1))
+
+    def _still_called(self, indices: NDArray[np.int64], found: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        """Tell which sites hold the direct call that was last found legal, and have it asked for now."""
+        same: NDArray[np.bool_] = self._calls[indices] & self._same(found, self._called, indices)
+        slots, of_slot = np.unique(self._slot[indices[same]], return_inverse=True)
+        asked = np.array([self._pv_ops.form(slot) for slot in slots.tolist()], dtype=np.uint64).reshape(-1, 2)
+        same[same] = (asked[of_slot] == self._asked[indices[same]]).all(axis=1)
+        return same
+
     def _judge(self, place: _Place, code: bytes) -> tuple[tuple[int, ...], bool]:
         """Return the entries that `code` may come from (-1: none applied), none if it has no explanation.
 
@@ -188,8 +216,6 @@ class Alternatives:
         """
         if code == place.linked:
             return (-1,), True
-        if place.slot and place.called == (code, self._pv_ops.form(place.slot)):
-            return place.direct(), False
         seen = meaning(code, place.address)
         if seen is None:
             return (), False
@@ -223,7 +249,6 @@ class Alternatives:
             return ()
         for form in self._pv_ops.direct_forms(place.slot, place.address, len(place.linked)):
             if meaning(form, place.address) == meaning(code, place.address):
-                place.called = code, self._pv_ops.form(place.slot)
                 return place.direct()
         return ()
 

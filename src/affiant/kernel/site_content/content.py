@@ -23,13 +23,14 @@ from affiant.kernel.program import KernelProgram
 from affiant.kernel.reference.sites import SiteClass
 from affiant.kernel.site_content.alternatives import Alternatives
 from affiant.kernel.site_content.branches import INT3
+from affiant.kernel.site_content.differing_bytes import DifferingBytes
 from affiant.kernel.site_content.ftrace import FtraceSites
 from affiant.kernel.site_content.ftrace_hooks import FtraceHooks
 from affiant.kernel.site_content.image import KernelImage
 from affiant.kernel.site_content.probes import Probes
 from affiant.kernel.site_content.rule import Objection, Rule
 from affiant.kernel.site_content.rules import make_rules
-from affiant.kernel.site_content.site_rows import Spans, rows_at
+from affiant.kernel.site_content.site_rows import Spans, differing_words, put_rows, rows_at
 from affiant.kernel.text import CodeRegion, compare_region, without
 from affiant.kernel.weak_method import weak_method
 from affiant.model.errors import AffiantError
@@ -69,11 +70,9 @@ class SiteContent:
         self._due = True
         self._unknown = False
         self._look = partial(compare_region, memory, space, program.location, region)
-        self._places = np.flatnonzero(region.kinds)
-        self._linked, self._kinds = region.expected[self._places], region.kinds[self._places]
-        self._explained: NDArray[np.int64] | None = None
         self._rules = make_rules(self._image, region, self._hooks)
         self._spans = Spans(self._rules)
+        self._counted = DifferingBytes(region, self._rules, self._spans)
 
     @property
     def rules(self) -> tuple[Rule, ...]:
@@ -110,11 +109,7 @@ class SiteContent:
     @property
     def explained(self) -> NDArray[np.int64]:
         """How many bytes of `accepted` are not as linked, by class (an array of 256)."""
-        if self._explained is None:
-            # What is legal differs from what was linked at sites alone.
-            differing = self.accepted[self._places] != self._linked
-            self._explained = np.bincount(self._kinds[differing], minlength=256).astype(np.int64)
-        return self._explained
+        return self._counted.by_class(self.accepted)
 
     def forget(self) -> None:
         """Have the next look judge all sites from what was linked, whatever was found legal before."""
@@ -135,7 +130,7 @@ class SiteContent:
         self._due = self._unknown = False
         if live is not None:
             np.copyto(self.accepted, live, where=True if compared is None else compared)
-            self._explained = None
+            self._counted.forget()
 
     def refresh(self) -> None:
         """Look at the region now, for what others take from it."""
@@ -150,7 +145,7 @@ class SiteContent:
         self._due = self._unknown = False
         if anew:
             self.accepted[:] = self._region.expected
-            self._explained = None
+            self._counted.all_as_linked()
         return anew
 
     def judge(self, live: NDArray[np.uint8], changed: NDArray[np.int64] | None) -> Verdict:
@@ -163,12 +158,12 @@ class SiteContent:
         unreadable: list[str] = []
         probed, hooks = self._without_probes(live, wrong, unreadable)
         if changed is None:
-            touched = {number: np.arange(len(rule.sites)) for number, rule in enumerate(self._rules)}
+            touched = self._not_as_linked(live)
         else:
             touched = dict(self._spans.touched(without(changed, probed)))
         illegal = False
         for number, rule in enumerate(self._rules):
-            look = _ClassLook(rule, self._spans.width[number], probed, wrong, passing)
+            look = _ClassLook(number, rule, self._spans.width[number], probed, wrong, passing)
             try:
                 illegal |= self._judge_class(look, touched.get(number, probed[:0]), live)
             except AffiantError as error:
@@ -183,6 +178,21 @@ class SiteContent:
             counts[name] = counts.get(name, 0) + len(rule.sites)
         hooks += self._traced()
         return Verdict(tuple(wrong), tuple(passing), tuple(hooks), counts, tuple(unreadable), probed)
+
+    def _not_as_linked(self, live: NDArray[np.uint8]) -> dict[int, NDArray[np.int64]]:
+        """Return the sites of each rule that may be found otherwise than as linked, and legal as such.
+
+        Of all others the judgement is known: they hold what was linked, to the byte, and their rule says that
+        this is legal there, and what it remembers.
+        """
+        changed = differing_words(live, self._region.expected)
+        touched: dict[int, NDArray[np.int64]] = {}
+        for number, rule in enumerate(self._rules):
+            judged = ~rule.as_linked()
+            if not judged.all():
+                judged |= self._spans.set_in(number, changed)
+            touched[number] = np.flatnonzero(judged)
+        return touched
 
     def _judge_class(self, look: _ClassLook, changed: NDArray[np.int64], live: NDArray[np.uint8]) -> bool:
         """Judge the sites of one class that changed, and ask whether all of them are in order.
@@ -256,17 +266,12 @@ class SiteContent:
         """Let a rule judge the forms of sites, keep what is legal, and return the others with their bytes."""
         rule = look.rule
         legal = rule.take(sites, rows)
-        length, offset = rule.sites.length[sites], rule.sites.offset[sites]
-        # Many sites hold what they held, or what was linked: only those that differ are kept.
-        differs = rows ^ rows_at(self.accepted, offset, look.width)
-        differs *= np.arange(look.width) < length[:, None]
-        kept = np.flatnonzero(legal & differs.view(np.uint64).any(axis=1))
-        for column in range(int(length.max(initial=0))):
-            own = kept[length[kept] > column]
-            self.accepted[offset[own] + column] = rows[own, column]
-        self._explained = None
+        kept, own = (sites, rows) if legal.all() else (sites[legal], rows[legal])
+        masks, apart = self._spans.masks[look.number][kept], self._spans.apart[look.number]
+        before = put_rows(self.accepted, rule.sites.offset[kept], own, masks, apart=apart)
+        self._counted.changed(look.number, kept, before, own, masks)
         wrong = np.flatnonzero(~legal)[:_MOST_OBJECTIONS].tolist()
-        return {int(sites[row]): rows[row, : length[row]].tobytes() for row in wrong}
+        return {int(sites[row]): rows[row, : int(rule.sites.length[sites[row]])].tobytes() for row in wrong}
 
     def _without_probes(
         self,
@@ -328,8 +333,9 @@ class SiteContent:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _ClassLook:
-    """One look at one class of sites: its rule, how wide rows are, what probes explain, what was found."""
+    """One look at one class: its number, its rule, how wide rows are, what probes explain, what was found."""
 
+    number: int
     rule: Rule
     width: int
     probed: NDArray[np.int64]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from affiant.kernel.reference.sites import SiteClass
 from affiant.kernel.site_content.image import KernelImage
 from affiant.kernel.site_content.joining import joined_rows, share
-from affiant.kernel.site_content.rule import Objection, SiteSet
+from affiant.kernel.site_content.rule import ROW_BYTES, Objection, SiteSet
 
 __all__ = ["FixedForms", "FormTable"]
 
@@ -44,8 +44,9 @@ class FixedForms:
         self.kind = kind
         self.sites = sites
         self._table = table
-        self._inside = np.arange(table.content.shape[2]) < sites.length[:, None]
-        self._words = _as_words(table.content, self._inside[:, None, :])
+        inside = np.arange(table.content.shape[2]) < sites.length[:, None]
+        self._inside = _as_words(np.full(inside.shape, 0xFF, dtype=np.uint8), inside)
+        self._words = _as_words(table.content, inside[:, None, :])
         self._held = np.zeros(len(sites), dtype=np.int64)
         # What is objected to, and to which forms: a joined rule may change these.
         self._odd: tuple[NDArray[np.int64], tuple[Objection, ...]] | None = None
@@ -62,14 +63,28 @@ class FixedForms:
 
     def take(self, indices: NDArray[np.int64], found: NDArray[np.uint8]) -> NDArray[np.bool_]:
         """See `Rule`: legal is what equals one of the forms."""
-        table = self._table
-        chosen = indices if len(indices) < len(self.sites) else slice(None)  # all of them: no copy
-        words = _as_words(found, self._inside[chosen])
-        equal = (self._words[chosen] == words[:, None, :]).all(axis=2) & table.offered[chosen]
-        legal: NDArray[np.bool_] = equal.any(axis=1)
-        held = np.where(legal, equal.argmax(axis=1), self._held[chosen])
-        self._held[chosen] = held
+        words = _wide(found, ROW_BYTES * self._inside.shape[1]).view(np.uint64) & self._inside[indices]
+        # Most sites hold the form that they held. Of two forms with the same bytes the first is meant, as it
+        # was when the form that a site held was found.
+        forms = len(self._table.names)
+        own = indices * forms + self._held[indices]
+        legal: NDArray[np.bool_] = self._table.offered.reshape(-1)[own]
+        for word in range(words.shape[1]):
+            legal &= self._words[:, :, word].reshape(-1)[own] == words[:, word]
+        left = np.flatnonzero(~legal)
+        for form in range(forms if len(left) else 0):
+            sites = indices[left]
+            equal = self._table.offered[sites, form]
+            for word in range(words.shape[1]):
+                equal &= self._words[sites, form, word] == words[left, word]
+            legal[left[equal]] = True
+            self._held[sites[equal]] = form
+            left = left[~equal]
         return legal
+
+    def as_linked(self) -> NDArray[np.bool_]:
+        """See `Rule`: form 0 is what was linked."""
+        return np.asarray((self._held == 0) & self._table.offered[:, 0])
 
     def allowed(self, index: int) -> tuple[bytes, ...]:
         """See `Rule`."""
@@ -123,12 +138,15 @@ def _joined_tables(tables: Sequence[FormTable]) -> FormTable:
 
 
 def _as_words(rows: NDArray[np.uint8], inside: NDArray[np.bool_]) -> NDArray[np.uint64]:
-    """Return rows of bytes as 64-bit words, zeros where a row is not inside its site: quick to compare.
+    """Return rows of bytes as 64-bit words, zeros where a row is not inside its site: quick to compare."""
+    return _wide(rows * inside, -(-rows.shape[-1] // ROW_BYTES) * ROW_BYTES).view(np.uint64)
 
-    Rows are as wide as the longest site there is, `inside` as wide as the longest form there may be.
-    """
-    width = inside.shape[-1]
+
+def _wide(rows: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
+    """Return rows `width` bytes wide, of those of the longest site or of the longest form there may be."""
+    if rows.shape[-1] == width:
+        return np.ascontiguousarray(rows)
+    wide = np.zeros((*rows.shape[:-1], width), dtype=np.uint8)
     common = min(width, rows.shape[-1])
-    padded = np.zeros((*rows.shape[:-1], -(-width // 8) * 8), dtype=np.uint8)
-    padded[..., :common] = rows[..., :common] * inside[..., :common]
-    return padded.view(np.uint64)
+    wide[..., :common] = rows[..., :common]
+    return wide

@@ -64,6 +64,10 @@ class FtraceSites:
         self._held[indices[legal]] = held[legal]
         return legal
 
+    def as_linked(self) -> NDArray[np.bool_]:
+        """See `Rule`: what was linked calls nothing."""
+        return np.asarray(self._held == _NOTHING)
+
     def allowed(self, index: int) -> tuple[bytes, ...]:
         """See `Rule`."""
         return tuple(dict.fromkeys((self._linked[index].tobytes(), NOP5)))
@@ -143,6 +147,10 @@ class FtraceCallers:
         legal: NDArray[np.bool_] = found[:, 0] == CALL
         self._held[indices[legal]] = targets(self.sites.address[indices], found)[legal]
         return legal
+
+    def as_linked(self) -> NDArray[np.bool_]:
+        """See `Rule`: there are few of them, so that each is judged."""
+        return np.zeros(len(self.sites), dtype=bool)
 
     def allowed(self, index: int) -> tuple[bytes, ...]:
         """See `Rule`."""

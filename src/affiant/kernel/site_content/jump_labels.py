@@ -41,7 +41,10 @@ class JumpLabels:
         self._jump, self._nop = self._forms()
         self._inside = np.arange(_NEAR) < sites.length[:, None]
         linked = image.linked(sites.offset, _NEAR)
-        self._jumps = ~self._differs(linked, self._jump, np.arange(len(sites)))
+        everywhere = np.arange(len(sites))
+        self._jumps = ~self._differs(linked, self._jump, everywhere)
+        self._linked_jumps = self._jumps.copy()
+        self._linked_legal = self._jumps | ~self._differs(linked, self._nop, everywhere)
 
     @classmethod
     def joined(cls, image: KernelImage, sites: SiteSet, parts: Sequence[Self]) -> Self:
@@ -49,6 +52,7 @@ class JumpLabels:
         whole = cls.__new__(cls)
         whole.sites, whole._image = sites, image
         share(whole, parts, "_target", "_key", "_branch", "_jump", "_nop", "_inside", "_jumps")
+        share(whole, parts, "_linked_jumps", "_linked_legal")
         whole._keys, whole._of_key = np.unique(whole._key, return_inverse=True)
         return whole
 
@@ -58,6 +62,10 @@ class JumpLabels:
         legal: NDArray[np.bool_] = jumps | ~self._differs(found, self._nop[indices], indices)
         self._jumps[indices[legal]] = jumps[legal]
         return legal
+
+    def as_linked(self) -> NDArray[np.bool_]:
+        """See `Rule`."""
+        return np.asarray((self._jumps == self._linked_jumps) & self._linked_legal)
 
     def allowed(self, index: int) -> tuple[bytes, ...]:
         """See `Rule`."""

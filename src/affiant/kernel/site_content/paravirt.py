@@ -82,7 +82,7 @@ class PvOps:
 
     def read(self, slots: NDArray[np.uint64]) -> None:
         """Read many slots of the guest's table at once, as `legal_target` does one."""
-        if self.start:
+        if self.start and len(slots):
             for slot, found in zip(slots.tolist(), self._image.words(slots).tolist(), strict=True):
                 self._seen[slot] = found if self.is_legal(slot, found) else None
 
@@ -164,6 +164,10 @@ class Paravirt:
             index = int(indices[row])
             legal[row] = found[row, : int(self.sites.length[index])].tobytes() in self._forms(index)
         return legal
+
+    def as_linked(self) -> NDArray[np.bool_]:
+        """See `Rule`: none, for nothing is remembered."""
+        return np.zeros(len(self.sites), dtype=bool)
 
     def allowed(self, index: int) -> tuple[bytes, ...]:
         """See `Rule`."""

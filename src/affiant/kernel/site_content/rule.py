@@ -88,6 +88,14 @@ class Rule(Protocol):
         those, are remembered.
         """
 
+    def as_linked(self) -> NDArray[np.bool_]:
+        """Tell of which sites it is remembered that they hold what was linked, and that this is legal.
+
+        To judge such a site again while it holds these very bytes would change nothing: `take` would call it
+        legal, whatever the guest's data, and remember what it remembers. Whoever cannot tell says no. The
+        array is the caller's.
+        """
+
     def allowed(self, index: int) -> tuple[bytes, ...]:
         """Return the forms that may stand at a site, the linked one first."""
 

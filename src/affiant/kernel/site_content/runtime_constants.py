@@ -42,6 +42,10 @@ class RuntimeConstants:
         self._held[indices[legal]] = values[legal]
         return legal
 
+    def as_linked(self) -> NDArray[np.bool_]:
+        """See `Rule`: there are few of them, so that each is judged."""
+        return np.zeros(len(self.sites), dtype=bool)
+
     def allowed(self, index: int) -> tuple[bytes, ...]:
         """See `Rule`: as linked, and as most of its fellows have it."""
         usual = self._usual(int(self.sites.table[index]))

@@ -101,6 +101,10 @@ class StaticCalls:
         self._held[indices[legal]] = held[legal]
         return legal
 
+    def as_linked(self) -> NDArray[np.bool_]:
+        """See `Rule`."""
+        return np.asarray(self._held == _UNCHANGED)
+
     def allowed(self, index: int) -> tuple[bytes, ...]:
         """See `Rule`: as linked, and what the key's function of now asks for."""
         length = int(self.sites.length[index])
