@@ -63,18 +63,20 @@ class Patience:
         *,
         seconds: float = _PATIENCE_SECONDS,
         looks: int = _LOOKS,
-        excused: bool = False,
+        excused: bool | Set[_Thing] = False,
         resting: Set[_Thing] = frozenset(),
         unseen: Callable[[Any], bool] = lambda _thing: False,
     ) -> set[_Thing]:
         """Return those of `things` that have persisted (for `seconds`, in so many `looks`); whatever is gone
         is forgotten.
 
-        Looks in which they are `excused`, because the kernel is at work on such things, do not count for the
-        seconds, for a minute at most. Those that are `resting` have looks and the time before them count
-        for nothing, for as long as they rest; what counted before goes on to. Of those that are not among
-        `things`, the ones that could not be seen in this look, whether they are there or not, rest as well.
+        Looks in which they are `excused`, all or those that are named, because the kernel is at work on them,
+        do not count for the seconds, for a minute at most. Those that are `resting` have looks and the time
+        before them count for nothing, for as long as they rest; what counted before goes on to. Of those that
+        are not among `things`, the ones that could not be seen in this look, whether they are there or not,
+        rest as well.
         """
+        spared: Set[_Thing] = excused if isinstance(excused, Set) else things if excused else frozenset()
         before = self._seen.get(topic, {})
         # A longer patience has room for what a grace period takes.
         periods = self._periods() if things and seconds <= _PATIENCE_SECONDS else None
@@ -90,7 +92,7 @@ class Patience:
             elif now - record.last >= _LOOK_SPACING_SECONDS:
                 record = replace(record, last=now, looks=record.looks + 1)
             waits = periods and periods.going_on and periods.ended - record.ended < _GRACE_PERIODS
-            if (waits or excused) and now - record.since < _STALLED_SECONDS and not record.settled:
+            if (waits or thing in spared) and now - record.since < _STALLED_SECONDS and not record.settled:
                 record = replace(record, counted=now)
             lasting = thing not in resting and self._lasting(record, now, seconds, looks)
             after[thing] = replace(record, seen=now, settled=record.settled or lasting)

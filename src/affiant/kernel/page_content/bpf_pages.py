@@ -87,14 +87,16 @@ class _Found:
     trusted: int = 0
     reasons: dict[str, None] = field(default_factory=dict)
     leaving: list[Fault] = field(default_factory=list)
+    waiting: set[int] = field(default_factory=set)
 
     def blame(self, address: int, reason: str, code: bytes) -> None:
         if len(self.faults) < _MOST_FAULTS:
             self.faults.append(Fault.at(address, self.owner, reason, code))
 
-    def leave(self, address: int, reason: str, code: bytes) -> None:
+    def leave(self, address: int, reason: str, code: bytes, *, waits: bool) -> None:
         if len(self.leaving) < _MOST_FAULTS:
             self.leaving.append(Fault.at(address, self.owner, reason, code))
+            self.waiting |= {address} if waits else set()
 
     def add(self, other: _Found) -> None:
         self.faults += other.faults[: _MOST_FAULTS - len(self.faults)]
@@ -110,7 +112,15 @@ class _Found:
         faults = tuple(self.faults)
         trust = "; ".join(self.reasons)
         return Claim(
-            start, end, self.owner, faults, self.pieces, self.trusted, trust, leaving=tuple(self.leaving)
+            start,
+            end,
+            self.owner,
+            faults,
+            self.pieces,
+            self.trusted,
+            trust,
+            leaving=tuple(self.leaving),
+            waiting=frozenset(self.waiting),
         )
 
 
@@ -230,7 +240,7 @@ class BpfPages:
         found = _Found("bpf_prog_pack")
         before, self._read, self._well = (self._read, self._well), {}, {}
         try:
-            self._pack(lists, pack, memory, found)
+            self._pack(view, lists, pack, memory, found)
         finally:
             images, well = self._read, self._well
             self._read, self._well = before[0] | images, before[1] | well
@@ -238,7 +248,7 @@ class BpfPages:
         content = np.frombuffer(memory, dtype=np.uint8)
         return _JudgedPack(content, lists, self._called, entered, claim, images, well)
 
-    def _pack(self, lists: BpfLists, pack: BpfPack, memory: bytes, found: _Found) -> None:
+    def _pack(self, view: View, lists: BpfLists, pack: BpfPack, memory: bytes, found: _Found) -> None:
         chunks = np.frombuffer(memory, dtype="<u8").reshape(-1, CHUNK // 8)
         used = np.unpackbits(np.frombuffer(pack.bitmap, dtype=np.uint8), bitorder="little").astype(bool)
         filled = (chunks != _TRAPS).any(axis=1)
@@ -246,13 +256,13 @@ class BpfPages:
             place = slice(start * CHUNK, end * CHUNK)
             found.blame(pack.start + place.start, "lies in memory that no program uses", memory[place])
         for start, end in _runs(used):
-            self._used(lists, pack.start, memory[start * CHUNK : end * CHUNK], start * CHUNK, found)
+            self._used(view, lists, pack.start + start * CHUNK, memory[start * CHUNK : end * CHUNK], found)
 
-    def _used(self, lists: BpfLists, base: int, memory: bytes, offset: int, found: _Found) -> None:
+    def _used(self, view: View, lists: BpfLists, start: int, memory: bytes, found: _Found) -> None:
         """Judge memory in use without a gap: allocation after allocation."""
         position = 0
         while position < len(memory):
-            address = base + offset + position
+            address = start + position
             symbol = lists.symbols.get(address)
             if symbol is not None and not symbol.program:
                 size = -(-(symbol.end - symbol.start) // CHUNK) * CHUNK
@@ -262,10 +272,10 @@ class BpfPages:
                 if size == 0 or size % CHUNK or position + size > len(memory):
                     found.blame(address, "is in use and no program's", memory[position:])
                     return
-                self._program(lists, address, memory[position : position + size], found)
+                self._program(view, lists, address, memory[position : position + size], found)
             position += size
 
-    def _program(self, lists: BpfLists, address: int, memory: bytes, found: _Found) -> None:
+    def _program(self, view: View, lists: BpfLists, address: int, memory: bytes, found: _Found) -> None:
         """Judge one allocation that begins with a header: filler, code, perhaps a table, filler."""
         first = min(_HEADER + len(memory[_HEADER:]) - len(memory[_HEADER:].lstrip(_TRAP)), len(memory))
         if memory[4:_HEADER].strip(_TRAP + b"\0"):
@@ -274,7 +284,7 @@ class BpfPages:
         start = address + first
         program, symbol = lists.programs.get(start), lists.symbols.get(start)
         if program is None and symbol is None:
-            self._unlisted(lists, start, memory, first, found)
+            self._unlisted(view, lists, start, memory, first, found)
             return
         if program is None or symbol is None or symbol.end - symbol.start != program.size:
             missing = "program" if program is None else "symbol"
@@ -291,23 +301,35 @@ class BpfPages:
         if len(found.faults) == faults < _MOST_FAULTS:
             self._well[start] = memory
 
-    def _unlisted(self, lists: BpfLists, start: int, memory: bytes, first: int, found: _Found) -> None:
+    def _unlisted(
+        self, view: View, lists: BpfLists, start: int, memory: bytes, first: int, found: _Found
+    ) -> None:
         """Judge what no list names: a classic filter, or a program that is not freed yet.
 
-        A program is freed by a worker, after RCU and after whoever else changes code (__bpf_prog_put()).
-        Where another thing was in order before, nothing is waited for.
+        A program is freed by a worker, after RCU and after whoever else changes code (__bpf_prog_put()), and
+        until then the kernel's queues lead to it. Where another thing was in order before, nothing else is
+        waited for.
         """
         code, before = memory[first:], self._well_before.get(start)
         size = max(len(memory.rstrip(_TRAP)) - first, 0)
         as_filter, as_program = _Found(found.owner), _Found(found.owner)
         self._judge(lists, _Image(start, size, CLASSIC, "a classic filter"), code, as_filter)
-        if as_filter.faults and before is None:
-            self._judge(lists, _Image(start, size, PROGRAM, "a program"), code, as_program)
         if not as_filter.faults or before == memory:
             self._well[start] = memory
-        if as_filter.faults and (before == memory or (before is None and not as_program.faults)):
-            was = "was a program that the kernel listed" if before else "could be a program"
-            found.leave(start, f"{was}, and is on no list", code)
+        if not as_filter.faults:
+            found.add(as_filter)
+            return
+        freeing = view.freeing
+        waits = freeing is not None and start in freeing
+        may_be = before == memory
+        if not may_be and (before is None or waits):
+            # A function calls others of its program, which wait with it.
+            also = freeing if waits and freeing else frozenset()
+            self._judge(lists, _Image(start, size, PROGRAM, "a program"), code, as_program, also=also)
+            may_be = not as_program.faults
+        if may_be:
+            was = "was a program that the kernel listed" if before == memory else "could be a program"
+            found.leave(start, f"{was}, and is on no list", code, waits=waits or freeing is None)
         else:
             found.add(as_filter)
 
@@ -345,7 +367,16 @@ class BpfPages:
             self._generated(lists, symbol, memory, found)
         return found.claim(start, end)
 
-    def _judge(self, lists: BpfLists, image: _Image, code: bytes, found: _Found) -> None:
+    def _judge(
+        self,
+        lists: BpfLists,
+        image: _Image,
+        code: bytes,
+        found: _Found,
+        *,
+        also: frozenset[int] = frozenset(),
+    ) -> None:
+        """Judge one image, which may lead to `also` beside what the lists name."""
         found.pieces += 1
         known = self._read.get(image) or self._kept.get(image)
         if known is not None and known[0] == code:
@@ -361,7 +392,7 @@ class BpfPages:
             found.blame(image.start + offset, f"{image.name}: {reason}", code[offset:])
             return
         for target, offset in report.leaves:
-            reason = self._objection(lists, image, target)
+            reason = "" if target in also else self._objection(lists, image, target)
             if (
                 reason
                 and not image.entered

@@ -34,7 +34,8 @@ class Claim:
 
     `pieces` counts what was looked at in them (programs, slots, trampolines, templates); `trusted` those
     of which a part was taken on trust, for the reason in `trust`. `leaving` is code that
-    its owner may have had, and that nobody has freed yet.
+    its owner may have had, and that nobody has freed yet; `waiting` are the addresses of that which the
+    kernel says it will free.
     """
 
     start: int
@@ -45,6 +46,7 @@ class Claim:
     trusted: int = 0
     trust: str = ""
     leaving: tuple[Fault, ...] = ()
+    waiting: frozenset[int] = frozenset()
 
 
 def is_filler(code: bytes) -> bool:

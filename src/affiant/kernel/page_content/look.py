@@ -157,9 +157,17 @@ def read_page_content(guest: RunningKernel, owners: PageOwners, *, now: float) -
         for claim in each
         for fault in claim.leaving
     }
+    waiting = {address for kind in claims.values() for claim in kind for address in claim.waiting}
+    changing = bool(leaving) and is_changing_code(guest.program)
+    excused = {key for key in leaving if changing or key[1] in waiting}
     left = guest.patience.settled(
-        "leaving code", set(leaving), now, seconds=_LONG, unseen=lambda key: key[0] in unread
+        "leaving code", set(leaving), now, excused=excused, unseen=lambda key: key[0] in unread
     )
+    always = {kind for kind, *_ in leaving.keys() - excused}
+    turns = guest.patience.settled(
+        "always leaving code", always, now, seconds=_LONG, unseen=lambda kind: kind in unread
+    )
+    left |= {key for key in leaving.keys() - excused if key[0] in turns}
     lasting |= {leaving[key] for key in left}
     settling |= {fault for key, fault in leaving.items() if key not in left}
     if not unread:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from affiant.kernel.memory import MemoryFault
 from affiant.kernel.modules import Module, listed_modules
+from affiant.kernel.page_content.bpf_freeing import functions_being_freed
 from affiant.kernel.page_content.bpf_lists import BpfLists, read_bpf_lists
 from affiant.kernel.program import KernelProgram
 
@@ -29,6 +30,7 @@ class View:
     guest: RunningKernel
     _bpf: BpfLists | None = None
     _modules: Sequence[Module] | None = None
+    _freeing: tuple[frozenset[int] | None] | None = None
 
     @property
     def program(self) -> KernelProgram:
@@ -41,6 +43,13 @@ class View:
         if self._bpf is None:
             self._bpf = read_bpf_lists(self.program)
         return self._bpf
+
+    @property
+    def freeing(self) -> frozenset[int] | None:
+        """Where functions of BPF start that wait to be freed, as the guest says; None if nobody can tell."""
+        if self._freeing is None:
+            self._freeing = (functions_being_freed(self.guest),)
+        return self._freeing[0]
 
     @property
     def modules(self) -> Sequence[Module]:

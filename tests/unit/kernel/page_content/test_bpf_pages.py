@@ -41,6 +41,7 @@ class Pack:
     symbols: dict[int, BpfSymbol] = field(default_factory=dict)
     programs: dict[int, BpfProgram] = field(default_factory=dict)
     trampolines: frozenset[int] | None = None
+    freeing: frozenset[int] | None = frozenset()
 
     def put(self, chunk: int, content: bytes, *, header: bool = True) -> int:
         """Put an image at a chunk, and return where its code starts."""
@@ -80,7 +81,7 @@ class Pack:
     def look(self, pages: BpfPages | None = None) -> list[Claim]:
         self.world.heap(bytes(self.memory), executable_at=PACK)
         pages = pages or BpfPages(self.world.seen)
-        return list(pages.claims(View(self.world.seen, self.lists())))
+        return list(pages.claims(View(self.world.seen, self.lists(), _freeing=(self.freeing,))))
 
     def faults(self) -> list[tuple[int, str]]:
         return [(fault.address - PACK, fault.reason) for claim in self.look() for fault in claim.faults]
@@ -142,6 +143,7 @@ def test_a_program_that_was_in_order_may_leave(pack: Pack) -> None:
         (claim,) = pack.look(pages)
         assert claim.faults == ()
         assert [fault.address for fault in claim.leaving] == [start]
+        assert claim.waiting == set()
     # Nothing of it may change meanwhile.
     pack.memory[start - PACK + len(ENTRY) + 5] ^= 1
     (claim,) = pack.look(pages)
@@ -158,10 +160,51 @@ def test_a_program_that_lived_between_two_looks_may_leave(pack: Pack) -> None:
         assert [fault.reason for fault in claim.leaving] == ["could be a program, and is on no list"]
 
 
+@pytest.mark.parametrize("known", [True, False], ids=["listed before", "between two looks"])
+def test_a_program_that_leaves_is_known_to_wait_by_what_the_kernel_will_free(pack: Pack, known: bool) -> None:
+    start = pack.program(20, pack.call(20, len(ENTRY), BPF_HELPER + SLIDE), "bpf_prog_three")
+    pages = BpfPages(pack.world.seen)
+    if known:
+        pack.look(pages)
+    unlist(pack, start)
+    for freeing, waiting in ((frozenset({start}), {start}), (None, {start}), (frozenset({PACK}), set())):
+        pack.freeing = freeing
+        (claim,) = pack.look(pages)
+        assert ([fault.address for fault in claim.leaving], claim.waiting) == ([start], waiting)
+
+
+def test_functions_of_a_program_that_lived_between_two_looks_may_call_each_other(pack: Pack) -> None:
+    """As long as both wait to be freed: what is on no list is called by nobody else."""
+    callee = pack.program(24, bytes.fromhex("488937"), "bpf_prog_four")
+    caller = pack.program(20, pack.call(20, len(ENTRY), callee), "bpf_prog_three")
+    for start in (callee, caller):
+        unlist(pack, start)
+    pages = BpfPages(pack.world.seen)
+    pack.freeing = frozenset({callee, caller})
+    (claim,) = pack.look(pages)
+    assert (claim.faults, claim.waiting) == ((), {callee, caller})
+    pack.freeing = frozenset({callee})
+    (claim,) = pack.look(pages)
+    assert [fault.address for fault in claim.faults] == [caller + len(ENTRY)]
+
+
+def test_a_program_in_the_place_of_another_that_was_in_order_may_leave_as_well(pack: Pack) -> None:
+    """One of a few places in a chunk is drawn for each program."""
+    start = pack.program(20, pack.call(20, len(ENTRY), BPF_HELPER + SLIDE), "bpf_prog_three")
+    pages = BpfPages(pack.world.seen)
+    pack.look(pages)
+    unlist(pack, start)
+    pack.put(20, ENTRY + bytes.fromhex("488937") + EXIT)
+    assert pack.look(pages)[0].faults
+    pack.freeing = frozenset({start})
+    (claim,) = pack.look(pages)
+    assert (claim.faults, claim.waiting) == ((), {start})
+
+
 @pytest.mark.parametrize("body", [bytes.fromhex("0f22c0"), bytes.fromhex("e8000000ff")])
 def test_what_could_not_be_a_program_does_not_leave(pack: Pack, body: bytes) -> None:
-    """A privileged instruction, a call of nobody."""
-    pack.put(20, ENTRY + body + EXIT)
+    """A privileged instruction, a call of nobody: whatever the kernel says that it will free."""
+    pack.freeing = frozenset({pack.put(20, ENTRY + body + EXIT)})
     (claim,) = pack.look()
     assert (claim.leaving, len(claim.faults)) == ((), 1)
 

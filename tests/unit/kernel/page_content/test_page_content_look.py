@@ -82,19 +82,36 @@ class Leaving:
 
     kind = "leaving"
 
+    def __init__(self, waits: bool = True) -> None:
+        self.waiting = frozenset({NOBODYS}) if waits else frozenset[int]()
+        self.at = NOBODYS
+
     def claims(self, _: View) -> Iterator[Claim]:
-        yield Claim(
-            NOBODYS, NOBODYS + 4096, "nobody", leaving=(Fault.at(NOBODYS, "nobody", "left", b"\xc3"),)
-        )
+        left = (Fault.at(self.at, "nobody", "left", b"\xc3"),)
+        yield Claim(NOBODYS, NOBODYS + 4096, "nobody", leaving=left, waiting=self.waiting)
 
 
-def test_code_that_leaves_counts_after_a_minute(world: SiteWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("waits", "told"), [(False, 5), (True, 64)])
+def test_code_that_leaves_counts_soon_unless_it_waits_to_be_freed(
+    world: SiteWorld, monkeypatch: pytest.MonkeyPatch, waits: bool, told: int
+) -> None:
     """A busy guest takes its time to free what was in order; it does not take for ever."""
-    monkeypatch.setattr(world.seen.page_owners, "_owners", (Leaving(),))
-    for second in range(60):
-        seen = look(world, float(second))
-        assert (seen.faults, [fault.reason for fault in seen.settling]) == ((), ["left"])
-    assert [fault.reason for fault in look(world, 60.0).faults] == ["left"]
+    monkeypatch.setattr(world.seen.page_owners, "_owners", (Leaving(waits),))
+    seen = [look(world, float(second)) for second in range(70)]
+    assert [bool(each.faults) for each in seen].index(True) == told
+    assert all(len(each.faults) + len(each.settling) == 1 for each in seen)
+
+
+def test_code_that_leaves_now_here_now_there_counts_after_a_minute(
+    world: SiteWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = Leaving(waits=False)
+    monkeypatch.setattr(world.seen.page_owners, "_owners", (owner,))
+    found = []
+    for second in range(62):
+        owner.at = NOBODYS + 64 * (second % 30)
+        found.append(bool(look(world, float(second)).faults))
+    assert found.index(True) == 60
 
 
 class Freeing:
