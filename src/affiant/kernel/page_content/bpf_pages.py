@@ -3,8 +3,8 @@
 kernel/bpf/core.c (`bpf_prog_pack_alloc()`), kernel/bpf/trampoline.c, kernel/bpf/dispatcher.c. A pack is cut
 into chunks of 64 bytes. A chunk that is free by the pack's bitmap must hold INT3 and nothing else. What is
 in use must be, without a gap, images: a listed program with its header, a classic filter that no list
-names (`bpf_code.CLASSIC`), a listed trampoline or dispatcher. Each image is read instruction by instruction
-and must lead only to itself, to another listed image, or where `BpfCalls` says.
+names (`bpf_code.CLASSIC`), a listed trampoline or dispatcher; or whole chunks of INT3. Each image is read
+instruction by instruction and must lead only to itself, to another listed image, or where `BpfCalls` says.
 
 Taken on trust: what a listed program computes; the target of an indirect jump; entries of its exception
 table beyond that they are its own; where in packs code leads that is not entered any more.
@@ -262,6 +262,9 @@ class BpfPages:
         """Judge memory in use without a gap: allocation after allocation."""
         position = 0
         while position < len(memory):
+            if memory[position : position + CHUNK] == _TRAP * CHUNK:
+                position += CHUNK
+                continue  # a program gets its memory first, and is written into it when all of it is compiled
             address = start + position
             symbol = lists.symbols.get(address)
             if symbol is not None and not symbol.program:

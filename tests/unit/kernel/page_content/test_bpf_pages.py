@@ -111,9 +111,16 @@ def test_code_in_free_memory_is_found(pack: Pack) -> None:
 
 
 def test_memory_in_use_that_is_no_image_is_found(pack: Pack) -> None:
-    pack.used.add(20)
+    pack.used |= {19, 20}
+    pack.memory[20 * CHUNK + 60] = 0x90
     ((address, reason),) = pack.faults()
     assert (address, reason) == (20 * CHUNK, "is in use and no program's")
+
+
+def test_memory_that_a_program_has_before_it_is_compiled_holds_no_code(pack: Pack) -> None:
+    pack.used |= {13, 20, 21}
+    (claim,) = pack.look()
+    assert (claim.pieces, claim.faults, claim.leaving) == (3, (), ())
 
 
 def test_an_unlisted_program_must_be_harmless(pack: Pack) -> None:
@@ -421,7 +428,7 @@ def test_a_pack_that_was_in_order_is_judged_again_when_anything_of_it_changes(pa
     if what == "memory":
         pack.memory[20 * CHUNK : 20 * CHUNK + 2] = b"\xeb\xfe"
     elif what == "bitmap":
-        pack.used.add(20)
+        pack.used.discard(8)
     else:
         pack.programs.popitem()
     assert pack.look(pages)[0].faults
