@@ -201,6 +201,9 @@ def program_functions(
     auxiliary = program.copy(_AUX, program.copy(_PROGRAM, address).integer("aux"))
     name = auxiliary.text("name")
     count = auxiliary.integer("func_cnt")
+    if "real_func_cnt" in auxiliary:
+        # What catches exceptions, the verifier may add without telling (Linux 6.7 and later).
+        count = max(count, auxiliary.integer("real_func_cnt"))
     if not 0 <= count <= _MOST_FUNCTIONS:
         raise MalformedError(f"the BPF program at {address:#x} has {count} functions")
     functions = auxiliary.integer("func")

@@ -37,6 +37,15 @@ def test_a_program_is_found_on_every_list() -> None:
     assert (programs[CODE].structure, programs[CODE].exceptions) == (lists.loaded[0], 0)
 
 
+def test_a_function_that_the_verifier_added_is_the_program_s_as_well() -> None:
+    """What catches exceptions is not among those that a program says it has; its symbol is on the list."""
+    lists = BpfWorld()
+    hidden = lists.add(PROGRAM, {0: 1 | 4 << 32, 8: PACK + 0x48, 16: lists.aux})
+    lists.word(lists.aux, 1 | 2 << 32)
+    lists.word(lists.aux + 8, lists.add(16, {0: lists.program, 8: hidden}))
+    assert set(read(lists).programs) == {CODE, PACK + 0x48}
+
+
 @pytest.mark.parametrize("shift", [3, 6, 9, 255])
 def test_a_node_that_leads_to_itself_or_upwards_is_refused(shift: int) -> None:
     lists = BpfWorld()
