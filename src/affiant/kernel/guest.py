@@ -130,12 +130,22 @@ class Guest:
     """Whether what is read stands still: then nothing is read twice to tell a change from a moment."""
 
     @classmethod
-    def open(cls, memory: GuestMemory, reference: ReferenceImage, cpus: Sequence[CpuState]) -> Guest:
+    def open(
+        cls,
+        memory: GuestMemory,
+        reference: ReferenceImage,
+        cpus: Sequence[CpuState],
+        *,
+        before: Guest | None = None,
+    ) -> Guest:
         """Find the kernel and prepare to read it.
 
-        Raises UnavailableError, with the reason, while the guest does not run the reference's kernel.
+        If it is where it was `before`, in the same boot, what was seen of it then counts on. Raises
+        UnavailableError, with the reason, while the guest does not run the reference's kernel.
         """
         location = locate_kernel(memory, cpus, reference)
+        if before is not None and (before.reference, before.location) == (reference, location):
+            return cls(memory, tuple(cpus), before._prepared)
         return cls(memory, tuple(cpus), _Prepared(memory, reference, location))
 
     def refresh(self, cpus: Sequence[CpuState]) -> Guest:

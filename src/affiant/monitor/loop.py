@@ -99,7 +99,7 @@ class Monitor:
             _LOG.info("boot %d of the guest begins", generation)
             self._generation = generation
             self._journal = Journal()
-            self._watch.forget_boot()
+            self._watch.forget_boot(counted=generation > 0)  # 0: no TPM that tells
             if self._keeper is not None:
                 self._keeper.begin_boot()
             self._patience_ms = _FIRST_RETRY_MS

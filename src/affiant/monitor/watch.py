@@ -82,6 +82,8 @@ class KernelWatch:
         self._engine = engine
         self._loaded: dict[Path, ReferenceImage] = {}
         self._guest: Guest | None = None
+        self._lost: Guest | None = None  # that of this boot which could not be recognised any more
+        self._boots_are_counted = False
         self._looks_to_full = _LOT.randint(*_FULL_LOOKS)
         self._boot_log = BootLogCopies(memory)
 
@@ -120,9 +122,15 @@ class KernelWatch:
             return False
         return True
 
-    def forget_boot(self) -> None:
-        """Forget what an earlier boot of the guest left: it was started anew."""
+    def forget_boot(self, *, counted: bool) -> None:
+        """Forget what an earlier boot of the guest left: it was started anew.
+
+        If its boots are `counted`, each is told so. A kernel that is not recognised for a look, and then
+        is again, is still the one that was looked at first: what it was found to be then counts on.
+        """
         self._boot_log.forget()
+        self._guest = self._lost = None
+        self._boots_are_counted = counted
 
     def boot_evidence(self, quote: QuoteEvidence | None, *, binding: bytes) -> BootEvidence:
         """Return the event log that replays onto `quote` (extraData `binding`), and the reference in use.
@@ -200,10 +208,12 @@ class KernelWatch:
             try:
                 self._guest = self._guest.refresh(cpus)
             except UnavailableError:
+                self._lost = self._guest if self._boots_are_counted else None
                 self._guest = None
         if self._guest is None:
             self._registers.forget()
             self._guest = self._recognised(cpus)
+            self._lost = None
         return self._guest
 
     def _recognised(self, cpus: list[CpuState]) -> Guest:
@@ -212,7 +222,7 @@ class KernelWatch:
             try:
                 if path not in self._loaded:
                     self._loaded[path] = ReferenceImage.load(path)
-                return Guest.open(self._memory, self._loaded[path], cpus)
+                return Guest.open(self._memory, self._loaded[path], cpus, before=self._lost)
             except UnavailableError as error:
                 reason = error
             except EvidenceError as error:

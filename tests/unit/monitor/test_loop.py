@@ -46,7 +46,7 @@ class PlayedKernel:
     results: list[AssertionResult] = field(default_factory=list)
     forgotten: int = 0
 
-    def forget_boot(self) -> None:
+    def forget_boot(self, *, counted: bool) -> None:
         self.forgotten += 1
 
     def look(self, *, everything: bool = False) -> Look:
@@ -343,7 +343,7 @@ class JudgedKernel:
     looks: int = 0
     reference: bytes = REFERENCE
 
-    def forget_boot(self) -> None:
+    def forget_boot(self, *, counted: bool) -> None:
         """Nothing of an earlier boot is kept here."""
 
     def look(self, *, everything: bool = False) -> Look:

@@ -96,7 +96,7 @@ def test_a_log_that_nobody_looked_at_in_time_is_lost(guest: Guest) -> None:
 def test_the_log_of_an_earlier_boot_is_not_shown_for_a_later_one(guest: Guest) -> None:
     """It is forgotten; and if it were not, it would not replay."""
     guest.watch.look()
-    guest.watch.forget_boot()
+    guest.watch.forget_boot(counted=True)
     guest.write(b"")
     assert guest.found() is None
 

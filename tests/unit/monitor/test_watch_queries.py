@@ -64,7 +64,8 @@ class SyntheticWatch(KernelWatch):
         return self._launcher.guest.cpus
 
     def _recognised(self, cpus):
-        return self._launcher.guest.open()
+        guest = self._launcher.guest
+        return Guest.open(guest.memory, guest.reference, cpus, before=self._lost)
 
 
 @pytest.fixture(scope="module")
@@ -158,3 +159,27 @@ def test_registers_saved_while_the_kernel_boots_are_not_told_of_later(watch, lau
     launcher.guest.word(launcher.guest.physical(SYMBOLS["system_state"]), 0)
     watch.look()
     assert registers.forgotten == 1
+
+
+@pytest.mark.parametrize(("counted", "kept"), [(True, True), (False, False)])
+def test_a_kernel_that_hid_for_a_look_is_not_seen_for_the_first_time_again(watch, launcher, counted, kept):
+    """Whoever changes meanwhile what its first look found would gain by hiding."""
+    watch.forget_boot(counted=counted)
+    watch.look()
+    first = watch._guest.patience
+    cpus = launcher.guest.cpus
+    launcher.guest.cpus = []  # none of them leads to it
+    assert watch.look().results[0].outcome is Outcome.INCONCLUSIVE
+    assert watch.reference is None
+    launcher.guest.cpus = cpus
+    assert watch.look().results[0].outcome is Outcome.HOLDS
+    assert (watch._guest.patience is first) == kept
+
+
+def test_a_guest_that_is_started_anew_is_looked_at_for_the_first_time(watch, launcher):
+    watch.forget_boot(counted=True)
+    watch.look()
+    first = watch._guest.patience
+    watch.forget_boot(counted=True)
+    watch.look()
+    assert watch._guest.patience is not first

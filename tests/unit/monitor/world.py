@@ -152,7 +152,7 @@ class RecordedKernel:
         self.looks += 1
         return Look(self.engine.judge(self.facts), self.reference, self.facts)
 
-    def forget_boot(self) -> None:
+    def forget_boot(self, *, counted: bool) -> None:
         """Nothing of it is remembered."""
 
 
