@@ -3,7 +3,10 @@
 No package holds it: the firmware of this machine loaded it, and moved it once while the kernel booted
 (SetVirtualAddressMap()). So it is taken as it was in the first look after the boot, and must stay so: what is
 changed or added later is a fault, and so is all of it where that look found none. Firmware that was changed
-before is as good as any other here; which one was started, the boot log tells.
+before is as good as any other here; which one was started, the boot log tells, and not what became of it.
+
+While the kernel says that it boots, nothing is known. It is not believed for ever: who says so from the first
+look on has the code looked at after two minutes all the same.
 
 Pages that firmware has mapped both writable and executable hold its data as well, and are not compared.
 """
@@ -20,7 +23,6 @@ from affiant.kernel.address_roots import EFI_AREA, efi_root
 from affiant.kernel.memory import GuestMemory
 from affiant.kernel.page_content.claim import Claim, Fault
 from affiant.kernel.page_content.view import View
-from affiant.kernel.page_rights import says_that_it_boots
 from affiant.kernel.paging import AddressSpace, Leaves
 from affiant.model.errors import UnavailableError
 
@@ -44,11 +46,14 @@ class FirmwarePages:
         self._first: dict[int, _Code] | None = None
 
     def claims(self, view: View) -> Iterator[Claim]:
-        """Yield a claim for each executable page; none without such firmware, or while the kernel boots."""
+        """Yield a claim for each executable page; none without such firmware.
+
+        Raises UnavailableError while the kernel boots.
+        """
         guest = view.guest
         # A kernel boots once: what it says after the first look excuses nothing.
-        if self._first is None and says_that_it_boots(view.program):
-            return
+        if self._first is None and view.booting:
+            raise UnavailableError("the kernel says that it boots, and moves its firmware meanwhile")
         root = efi_root(view.program, guest.kernel_space)
         if root is None:
             self._first = self._first or {}

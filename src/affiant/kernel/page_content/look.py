@@ -31,6 +31,7 @@ from affiant.kernel.page_content.image_pages import RealModePages, VsyscallPage
 from affiant.kernel.page_content.kprobe_pages import KprobePages
 from affiant.kernel.page_content.thunk_pages import ThunkPages
 from affiant.kernel.page_content.view import View
+from affiant.kernel.page_rights import is_booting
 from affiant.model.errors import AffiantError
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ __all__ = ["OWNERS", "OwnerKind", "PageContent", "PageOwners", "read_page_conten
 _ATTEMPTS: Final = 3
 _SHOWN: Final = 64
 _LONG: Final = 60.0
+# Kinds that have no page above the kernel image: whether they are known says nothing about pages there.
+_ELSEWHERE: Final = frozenset({RealModePages.kind, VsyscallPage.kind, FirmwarePages.kind})
 
 
 class Owner(Protocol):
@@ -111,7 +114,7 @@ class PageOwners:
         self._bpf.forget()
 
     def claims(
-        self, guest: RunningKernel, modules: Sequence[Module]
+        self, guest: RunningKernel, modules: Sequence[Module], *, booting: bool = False
     ) -> tuple[dict[str, list[Claim]], dict[str, str]]:
         """Return the claims of each kind, and why those of other kinds are not known."""
         claims: dict[str, list[Claim]] = {}
@@ -119,7 +122,7 @@ class PageOwners:
         for owner in self._owners:
             for attempt in range(_ATTEMPTS):
                 try:
-                    view = View(guest) if attempt else View(guest, None, modules)
+                    view = View(guest, _modules=None if attempt else modules, booting=booting)
                     claims[owner.kind] = list(owner.claims(view))
                     break
                 except AffiantError as error:
@@ -135,10 +138,11 @@ def read_page_content(guest: RunningKernel, owners: PageOwners, *, now: float) -
     Raises what `read_executable_pages` and `listed_modules` raise.
     """
     before = listed_modules(guest.program)
-    claims, unread = owners.claims(guest, before)
+    booting = is_booting(guest, now)
+    claims, unread = owners.claims(guest, before, booting=booting)
     if any(claim.faults for kind in claims.values() for claim in kind):
         # Code is made, changed and freed in steps: what is wrong twice counts, or if it was read once.
-        again, unread = owners.claims(guest, listed_modules(guest.program))
+        again, unread = owners.claims(guest, listed_modules(guest.program), booting=booting)
         claims = {
             kind: _still_wrong(claims[kind], now_claims) if kind in claims else now_claims
             for kind, now_claims in again.items()
@@ -170,7 +174,7 @@ def read_page_content(guest: RunningKernel, owners: PageOwners, *, now: float) -
     left |= {key for key in leaving.keys() - excused if key[0] in turns}
     lasting |= {leaving[key] for key in left}
     settling |= {fault for key, fault in leaving.items() if key not in left}
-    if not unread:
+    if not unread.keys() - _ELSEWHERE:
         nobodys = owned.unowned()
         old = guest.patience.settled("pages of nobody", nobodys, now)
         lasting |= set(_unowned(guest, old))

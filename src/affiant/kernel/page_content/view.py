@@ -25,12 +25,16 @@ _LARGEST_READ = 128 << 20
 
 @dataclass(slots=True, eq=False)
 class View:
-    """One guest in one look; lists that several owners need are read once."""
+    """One guest in one look; lists that several owners need are read once.
+
+    `booting`: the kernel says that it boots, and is still believed.
+    """
 
     guest: RunningKernel
     _bpf: BpfLists | None = None
     _modules: Sequence[Module] | None = None
     _freeing: tuple[frozenset[int] | None] | None = None
+    booting: bool = False
 
     @property
     def program(self) -> KernelProgram:

@@ -7,10 +7,12 @@ import pytest
 from affiant.kernel.guest import Guest
 from affiant.kernel.page_content.claim import Claim
 from affiant.kernel.page_content.firmware_pages import FirmwarePages
+from affiant.kernel.page_content.look import PageContent, read_page_content
 from affiant.kernel.page_content.view import View
 from affiant.model.errors import UnavailableError
 from tests.unit.kernel.synthetic_guest import (
     DIRECT_MAP,
+    MODULE_AREA,
     PROCESS_ROOT,
     SYMBOLS,
     SyntheticGuest,
@@ -89,24 +91,54 @@ def test_data_beside_code_may_change(guest: SyntheticGuest) -> None:
     assert faults(seen, owner) == []
 
 
+def booting(guest: SyntheticGuest, state: int) -> None:
+    guest.poke(guest.physical(SYMBOLS["system_state"]), state.to_bytes(4, "little"))
+
+
+def look(seen: Guest, now: float) -> PageContent:
+    return read_page_content(seen, seen.page_owners, now=now)
+
+
 def test_nothing_is_taken_while_the_kernel_boots(guest: SyntheticGuest) -> None:
-    """Firmware is moved meanwhile."""
-    seen, owner = guest.open(), FirmwarePages()
-    state = guest.physical(SYMBOLS["system_state"])
-    running = int.from_bytes(guest.ram[state : state + 8], "little")
-    guest.word(state, 0)
-    assert claims(seen, owner) == []
-    guest.word(state, running)
+    """Firmware is moved meanwhile; nobody says that it is in order."""
+    seen = guest.open()
+    booting(guest, 0)
+    first = look(seen, 0.0)
+    assert (list(first.unread), "efi services" in first.owners) == (["efi services"], False)
+    booting(guest, 3)
     guest.poke(PHYSICAL, b"\xe9")
-    assert faults(seen, owner) == []
+    second = look(seen, 1.0)
+    assert (second.unread, second.owners["efi services"].pieces, second.settling) == ({}, 3, ())
+
+
+def test_a_kernel_that_says_for_ever_that_it_boots_is_not_believed_for_ever(guest: SyntheticGuest) -> None:
+    seen = guest.open()
+    booting(guest, 0)
+    told = [bool(look(seen, 10.0 * number).unread) for number in range(20)]
+    assert told == [number < 12 for number in range(20)]
+    guest.poke(PHYSICAL, b"\xe9")
+    found = [look(seen, 200.0 + number).faults for number in range(6)][-1]
+    assert [fault.reason for fault in found] == ["is not what the first look found"]
+
+
+def test_what_is_not_known_of_firmware_hides_no_page_of_nobody(guest: SyntheticGuest) -> None:
+    seen = guest.open()
+    booting(guest, 0)
+    guest.map(MODULE_AREA + 0x30_0000, 0x140_0000, 4096, executable=True)
+    guest.poke(0x140_0000, b"\x0f\x20\xc0\xc3")
+    found = [look(seen, float(number)) for number in range(6)][-1]
+    assert ([fault.reason for fault in found.faults], list(found.unread)) == (
+        ["belongs to nobody (1 pages)"],
+        ["efi services"],
+    )
 
 
 def test_what_the_kernel_says_after_the_first_look_hides_nothing(guest: SyntheticGuest) -> None:
-    seen, owner = guest.open(), FirmwarePages()
-    assert faults(seen, owner) == []
+    seen = guest.open()
+    assert look(seen, 0.0).settling == ()
     guest.poke(PHYSICAL, b"\xe9")
-    guest.word(guest.physical(SYMBOLS["system_state"]), 0)
-    assert faults(seen, owner) == [(SERVICES, "is not what the first look found")]
+    booting(guest, 0)
+    assert [fault.reason for fault in look(seen, 1.0).settling] == ["is not what the first look found"]
 
 
 def test_firmware_that_comes_where_there_was_none_is_found(guest: SyntheticGuest) -> None:
