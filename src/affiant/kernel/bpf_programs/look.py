@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -133,6 +134,9 @@ def read_bpf_programs(guest: Guest, callees: Callees, *, now: float) -> BpfLook:
     UnavailableError when there is no time for it.
     """
     view = View(guest)
+    # The forms of all patch sites are made once, which takes longer than a look may: that is not its time.
+    with suppress(AffiantError):
+        guest.text_content  # noqa: B018 - whoever needs it is told why there is none
     budget = Budget(seconds=_SECONDS, clock=time.thread_time)
     before = _attempt(partial(_lists, guest, budget))
     surveys: dict[str, Survey] = {}

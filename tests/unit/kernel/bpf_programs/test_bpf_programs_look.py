@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from itertools import islice
 from typing import Any
 
@@ -15,6 +16,7 @@ from affiant.kernel.bpf_programs.survey import Survey, Use
 from affiant.kernel.facts import collect
 from affiant.kernel.memory import MemoryFault
 from affiant.kernel.page_content.bpf_lists import BpfLists, BpfSymbol
+from affiant.kernel.site_content.content import SiteContent
 from tests.unit.kernel.bpf_world import (
     AUX,
     CODE,
@@ -216,6 +218,23 @@ def test_where_the_direct_map_is_said_to_begin_hides_no_file(world: BpfWorld) ->
     world.word(HEADS["page_offset_base"] + SLIDE, 1 << 62)
     fact = first(world)
     assert (fact["looked"]["descriptors"], fact["unread"]) == (3, {})
+
+
+def test_what_is_made_once_takes_no_time_from_a_look(
+    world: BpfWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first look of a monitor may be at BPF programs, before anybody needed the forms of patch sites."""
+    seconds = [0.0]
+    make = SiteContent.__init__
+
+    def slowly(*arguments: Any, **named: Any) -> None:
+        seconds[0] += 60.0
+        make(*arguments, **named)
+
+    monkeypatch.setattr(SiteContent, "__init__", slowly)
+    monkeypatch.setattr(time, "thread_time", lambda: seconds[0])
+    assert first(world)["unread"] == {}
+    assert seconds == [60.0]
 
 
 def test_code_of_a_trampoline_that_is_not_read_to_its_end_is_not_taken_for_nothing(
