@@ -25,6 +25,7 @@ class Screen:
         self._console = Console(file=stream, highlight=False, soft_wrap=True)
         self._progress: Progress | None = None
         self._title = ""
+        self._shown = False
 
     def begin(self, title: str) -> None:
         """Show that a step begins."""
@@ -46,9 +47,11 @@ class Screen:
         self._console.print(f"  {escape(step.title):<{_WIDTH}}{step.seconds:7.2f} s  {escape(step.proved)}")
 
     def show(self, shown: Shown) -> None:
-        """Show a passport as `affiant verify` does."""
+        """Show a passport as `affiant verify` does; from the second on, what holds is not listed again."""
         self._console.print()
-        for line in as_lines(shown.verified, shown.decision):
+        lines = as_lines(shown.verified, shown.decision, in_short=self._shown)
+        self._shown = True
+        for line in lines:
             colour = {"ACCEPTED: healthy": "bold green", "REFUSED": "bold red"}.get(line)
             self._console.print(f"    {line}", style=colour, markup=False)
         self._console.print()

@@ -20,8 +20,11 @@ from affiant.relying_party.verify import VerifiedPassport
 __all__ = ["as_json", "as_lines", "printable"]
 
 
-def as_lines(verified: VerifiedPassport, decision: Decision) -> Iterator[str]:
-    """Yield the page: verdict, level with what is missing, assertions, violations, reasons."""
+def as_lines(verified: VerifiedPassport, decision: Decision, *, in_short: bool = False) -> Iterator[str]:
+    """Yield the page: verdict, level with what is missing, assertions, violations, reasons.
+
+    `in_short`, assertions that hold are counted and not listed.
+    """
     session, runtime = verified.session, verified.runtime
     yield "ACCEPTED: healthy" if decision.accepted else "REFUSED"
     yield f"device    {session.device.hex()}"
@@ -34,7 +37,10 @@ def as_lines(verified: VerifiedPassport, decision: Decision) -> Iterator[str]:
     )
     yield f"rules     {printable(runtime.rules.name)} version {runtime.rules.version}, {_freshness(runtime)}"
     yield "assertions" if runtime.assertions else "assertions: none"
-    for assertion in runtime.assertions:
+    listed = [each for each in runtime.assertions if not in_short or each.outcome is not Outcome.HOLDS]
+    if holding := len(runtime.assertions) - len(listed):
+        yield f"  {Outcome.HOLDS.value:<15}{holding} of {len(runtime.assertions)}"
+    for assertion in listed:
         yield f"  {_assertion_line(assertion)}"
     if runtime.violations:
         yield "violations in this session"

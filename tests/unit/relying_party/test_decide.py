@@ -11,6 +11,7 @@ from affiant.model.level import SecurityLevel
 from affiant.model.outcome import Mode, Outcome
 from affiant.model.runtime_report import RulesFreshness
 from affiant.relying_party.decide import Decision, Policy, decide
+from affiant.relying_party.page import as_lines
 from affiant.relying_party.verify import VerifiedPassport
 from tests.unit.wire import world
 
@@ -219,3 +220,15 @@ def test_an_impossible_policy_is_misuse() -> None:
         Policy(max_age_s=0)
     with pytest.raises(ValueError, match="age limit of the rules"):
         Policy(max_rules_age_s=0)
+
+
+def test_a_page_in_short_counts_what_holds_and_lists_the_rest() -> None:
+    holding = [each.name for each in VERIFIED.runtime.assertions if each.outcome is Outcome.HOLDS]
+    others = [each.name for each in VERIFIED.runtime.assertions if each.outcome is not Outcome.HOLDS]
+    page = "\n".join(as_lines(VERIFIED, judge(), in_short=True))
+    total = len(holding) + len(others)
+    assert f"  holds          {len(holding)} of {total}" in page.splitlines()
+    assert holding
+    assert others
+    assert not any(f"{name}:" in page.split("remarks")[0] for name in holding)
+    assert all(name in page for name in others)
