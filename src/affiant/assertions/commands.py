@@ -46,18 +46,18 @@ def register(
         description="Writes Markdown pages made of the scripts' own docstrings, and a table of contents: of "
         "the files given, or of the library with all built-in facts.",
     )
-    docs.add_argument("folder", metavar="FOLDER", type=Path)
+    docs.add_argument("folder", metavar="FOLDER", type=Path, help="where the pages are written")
     docs.add_argument("files", metavar="FILE", type=Path, nargs="*", help="scripts (default: the library)")
     docs.add_argument("--check", action="store_true", help="write nothing; 1 if a page is stale")
     docs.set_defaults(run=_docs)
 
     new = actions.add_parser("new", help="begin a script")
-    new.add_argument("name", metavar="NAME")
+    new.add_argument("name", metavar="NAME", help="what it is called: modules_listed")
     new.add_argument("--folder", type=Path, default=Path(), help="where to write it (default: here)")
     new.set_defaults(run=_new)
 
     lint = actions.add_parser("lint", help="check scripts; 1 if anything is to be changed")
-    lint.add_argument("files", metavar="FILE", type=Path, nargs="+")
+    lint.add_argument("files", metavar="FILE", type=Path, nargs="+", help="scripts (.star)")
     lint.add_argument("--json", action="store_true", help="for programs")
     lint.set_defaults(run=_lint)
 
@@ -68,7 +68,7 @@ def register(
         "one of the two recordings that each script needs is missing. With --facts or --vm: 1 if a rule "
         "is violated, 3 if it is inconclusive.",
     )
-    judge.add_argument("files", metavar="FILE", type=Path, nargs="+")
+    judge.add_argument("files", metavar="FILE", type=Path, nargs="+", help="scripts (.star)")
     judge.add_argument(
         "--facts", type=Path, metavar="JSON", help="judge these facts instead, and tell the verdict"
     )
@@ -101,6 +101,7 @@ def _explain(arguments: argparse.Namespace) -> int:
     from affiant.assertions.authoring import load
     from affiant.assertions.bundle import packaged_library
     from affiant.assertions.documentation import SECTIONS, sections
+    from affiant.assertions.near_names import near_names
     from affiant.assertions.query import describe_query
     from affiant.model.errors import SetupError
 
@@ -112,7 +113,7 @@ def _explain(arguments: argparse.Namespace) -> int:
         if not found:
             raise SetupError(
                 f"the library has no property {arguments.name!r}",
-                hint="Known: " + ", ".join(script.name for script in bundle.scripts),
+                hint=near_names(arguments.name, (script.name for script in bundle.scripts)),
             )
         script = found[0]
     texts = sections(script)
@@ -131,11 +132,14 @@ def _explain(arguments: argparse.Namespace) -> int:
 
 
 def _facts(arguments: argparse.Namespace) -> int:
+    from affiant.assertions.near_names import near_names
     from affiant.kernel.facts import FACTS
     from affiant.model.errors import SetupError
 
     if arguments.name is not None and arguments.name not in FACTS:
-        raise SetupError(f"there is no built-in fact {arguments.name!r}", hint="Known: " + ", ".join(FACTS))
+        raise SetupError(
+            f"there is no built-in fact {arguments.name!r}", hint=near_names(arguments.name, FACTS)
+        )
     chosen = [fact for name, fact in FACTS.items() if arguments.name in (None, name)]
     if arguments.json:
         keys = ("name", "version", "description", "fields")

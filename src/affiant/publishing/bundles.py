@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from affiant.assertions.bundle_file import BundledRule, BundleFile, Withdrawal
+from affiant.assertions.near_names import near_names
 from affiant.assertions.rollout import Rollout
 from affiant.model.errors import SetupError
 
@@ -72,7 +73,7 @@ def put_rules(
 def withdraw_rule(bundle: BundleFile, name: str, reason: str) -> BundleFile:
     """Take a rule out, and say why. Raises `SetupError` if it is not there, or is the last."""
     if name not in (names := [rule.name for rule in bundle.rules]):
-        raise SetupError(f"the bundle has no rule {name!r}", hint="Known: " + ", ".join(names))
+        raise SetupError(f"the bundle has no rule {name!r}", hint=near_names(name, names))
     if len(names) == 1:
         raise SetupError(f"{name} is the bundle's last rule", hint="publish another one first")
     withdrawn = (*bundle.withdrawn, Withdrawal(name, reason))

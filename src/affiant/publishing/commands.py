@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,6 +66,7 @@ def register(subcommands: _SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     show.add_argument("rule", metavar="RULE", nargs="?", help="print this rule's source")
     show.add_argument("--fleet", metavar="NAME", help="default: the repository's own")
+    show.add_argument("--json", action="store_true", help="as JSON")
     show.set_defaults(run=_show)
     status = commands.add_parser(
         "status", parents=[common], help="what is out, what waits for signatures; 1 if anything has expired"
@@ -238,6 +239,7 @@ def _discard(arguments: argparse.Namespace) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> int:
+    from affiant.assertions.near_names import near_names
     from affiant.model.errors import SetupError
     from affiant.publishing.bundles import told_rollout
     from affiant.publishing.drafting import bundles_of
@@ -248,13 +250,19 @@ def _show(arguments: argparse.Namespace) -> int:
     if bundle is None:
         raise SetupError("nothing was published yet", hint="affiant rules publish")
     rules = {rule.name: rule for rule in bundle.rules}
-    if arguments.rule is None:
-        for name, rule in rules.items():
-            print(f"{name}: {told_rollout(rule.rollout)}")
-    elif arguments.rule in rules:
-        print(rules[arguments.rule].source, end="")
+    if arguments.rule is not None and arguments.rule not in rules:
+        hint = near_names(arguments.rule, rules)
+        raise SetupError(f"the bundle has no rule {arguments.rule!r}", hint=hint)
+    chosen = [rule for name, rule in rules.items() if arguments.rule in (None, name)]
+    if arguments.json:
+        print(
+            json.dumps([asdict(rule) | {"rollout": told_rollout(rule.rollout)} for rule in chosen], indent=2)
+        )
+    elif arguments.rule is not None:
+        print(chosen[0].source, end="")
     else:
-        raise SetupError(f"the bundle has no rule {arguments.rule!r}", hint="Known: " + ", ".join(rules))
+        for rule in chosen:
+            print(f"{rule.name}: {told_rollout(rule.rollout)}")
     return 0
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from affiant.assertions.authoring import load
 from affiant.assertions.bundle import Bundle, make_bundle, packaged_library
+from affiant.assertions.near_names import near_names
 from affiant.model.errors import SetupError
 
 __all__ = ["bundle_of"]
@@ -28,7 +29,7 @@ def bundle_of(rules: Sequence[str]) -> Bundle:
             known = {script.name: script for script in library.scripts} if library is not None else {}
             if rule not in known:
                 raise SetupError(
-                    f"the library has no property {rule!r}", hint="Known: " + ", ".join(sorted(known))
+                    f"the library has no property {rule!r}", hint=near_names(rule, sorted(known))
                 )
             script = known[rule]
         sources[script.name] = script.source

@@ -337,3 +337,12 @@ def test_where_there_is_no_repository_nothing_is_done(desk: Desk):
 
 def test_a_repository_is_not_made_twice(published):
     assert "already" in published.refused("init", "--fleet", "web")
+
+
+def test_the_rules_of_a_bundle_are_shown_for_programs(published):
+    listed = json.loads(published.done("show", "--json"))
+    assert {"name", "rollout", "source"} == listed[0].keys()
+    assert [f"{rule['name']}: {rule['rollout']}" for rule in listed] == published.done("show").splitlines()
+    (one,) = json.loads(published.done("show", listed[0]["name"], "--json"))
+    assert one == listed[0]
+    assert "hint: did you mean" in published.refused("show", listed[0]["name"] + "x", "--json")
