@@ -29,7 +29,7 @@ def register(subcommands: _SubParsersAction[argparse.ArgumentParser]) -> None:
     listing.set_defaults(run=_list)
 
     show = commands.add_parser("show", help="one machine's paths, sizes and state")
-    show.add_argument("name", metavar="NAME")
+    show.add_argument("name", metavar="NAME", help="the machine's name")
     show.add_argument("--json", action="store_true", help="as JSON")
     show.set_defaults(run=_show)
 
@@ -38,7 +38,7 @@ def register(subcommands: _SubParsersAction[argparse.ArgumentParser]) -> None:
         help="the guest's serial console; leave with Ctrl-]",
         description="Joins this terminal with the guest's console. With a pipe, types what comes in.",
     )
-    console.add_argument("name", metavar="NAME")
+    console.add_argument("name", metavar="NAME", help="the machine's name")
     console.add_argument(
         "--linger",
         type=float,
@@ -61,7 +61,7 @@ def register(subcommands: _SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def _register_start(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
     start = commands.add_parser("start", help="start a machine")
-    start.add_argument("name", metavar="NAME")
+    start.add_argument("name", metavar="NAME", help="what the machine is called")
     start.add_argument("--kernel", type=Path, metavar="DEB|VMLINUZ", help="default: Debian's cloud kernel")
     start.add_argument(
         "--suite", metavar="SUITE", help="Debian suite of the default kernel, e.g. trixie or sid"
@@ -152,7 +152,7 @@ def _register_report(subcommands: _SubParsersAction[argparse.ArgumentParser]) ->
 
 def _add_names(parser: argparse.ArgumentParser) -> None:
     group = parser.add_mutually_exclusive_group(required=True)
-    group.add_argument("names", nargs="*", default=[], metavar="NAME")
+    group.add_argument("names", nargs="*", default=[], metavar="NAME", help="machines")
     group.add_argument("--all", action="store_true", help="every machine there is")
 
 
