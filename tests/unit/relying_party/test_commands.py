@@ -76,8 +76,8 @@ def test_a_healthy_machine_is_accepted_and_explained(verify: Verifier) -> None:
         (RulesFreshness(None, False, "not reached"), "base version 7, none newer confirmed yet"),
         (RulesFreshness(9_000, True, ""), "9.0 s before the report, EXPIRED since"),
         (
-            RulesFreshness(9_000, False, "no\x1b[2J"),
-            "rules base: expected confirmed as the newest, found no\\u001b",
+            RulesFreshness(9_000, False, "no\u202e"),
+            "rules base: expected confirmed as the newest, found no\\u202e",
         ),
     ],
 )
@@ -231,12 +231,14 @@ def test_wrong_usage_exits_2(verify: Verifier, more: tuple[str, ...]) -> None:
 
 
 def test_a_guest_cannot_write_to_the_terminal(verify: Verifier) -> None:
-    """Names and bytes come out of guest memory; escapes and line breaks in them are shown, not acted on."""
-    finding = Finding("x\x1b[2J\x1b[1;1HACCEPTED: healthy\n", "\u202egood", "\x07\r", "o\x9b1m", "T1014")
+    """Names and bytes come out of guest memory. Control characters are in no report; others that terminals
+    act upon (line separators, directions of writing) are shown, and not acted on.
+    """
+    finding = Finding("x\u2028ACCEPTED: healthy\u2029", "\u202egood", "\u2066\u200f", "o\u00ad1m", "T1014")
     violation = replace(world.VIOLATION, findings=(finding,))
     runtime = world.sign_runtime(replace(world.RUNTIME_REPORT, violations=(violation,)))
     code, out, _ = verify(encode_passport(Passport(world.SESSION_REPORT_BYTES, runtime)))
     assert code == 1
     assert all(sign.isprintable() for sign in out.replace("\n", ""))
     assert "\nACCEPTED" not in out
-    assert "\\u001b" in out
+    assert "\\u2028ACCEPTED" in out
