@@ -15,10 +15,10 @@ from lab.references import reference_of
 _FACTS = ("kernel_text", "kernel_rodata", "module_code")
 
 
-@pytest.fixture(scope="module")
-def crowded() -> Iterator[LiveGuest]:
+@pytest.fixture(scope="module", params=["bookworm", "trixie", "sid"])
+def crowded(request: pytest.FixtureRequest) -> Iterator[LiveGuest]:
     """Sixty modules with static calls, per-CPU variables and short patch sites of their own."""
-    plan = GuestPlan(firmware=False, tpm=False, append="no5lvl")
+    plan = GuestPlan(suite=request.param, firmware=False, tpm=False, append="no5lvl")
     with crowded_guest(plan) as guest, open_live_guest(guest, reference_of(guest.kernel)) as live:
         yield live
 

@@ -18,14 +18,23 @@ from numpy.typing import NDArray
 from affiant.kernel.reference.relocatable import Relocatable, RelocatableSection
 from affiant.model.errors import MalformedError
 
-__all__ = ["PER_CPU", "Area", "LinkedModule", "ModulePlaces", "link_module", "section_places"]
+__all__ = [
+    "LATER_READ_ONLY",
+    "PER_CPU",
+    "Area",
+    "LinkedModule",
+    "ModulePlaces",
+    "link_module",
+    "section_places",
+]
 
 _WRITE, _ALLOC, _EXECUTE = 1 << 0, 1 << 1, 1 << 2
 _UNDEFINED, _ABSOLUTE = 0, 0xFFF1
 PER_CPU: Final = ".data..percpu"
 _NOT_LOADED: Final = (".modinfo", "__versions", "__version_ext_names", "__version_ext_crcs", PER_CPU)
-# What is made read-only after init (module_mark_ro_after_init()).
-_LATER_READ_ONLY: Final = (".data..ro_after_init", "__jump_table")
+LATER_READ_ONLY: Final = frozenset({".data..ro_after_init", "__jump_table"})
+"""The sections of data that are made read-only after init, where the kernel does not tell."""
+
 _LARGEST: Final = 64 << 20
 _PAGE: Final = 4096
 # x86-64 psABI, 4.4.1, table 4.9: width in bytes, and whether the place is subtracted.
@@ -45,13 +54,15 @@ class ModulePlaces:
 
     Areas are `text`, `rodata`, `ro_after_init`, `data` and the same with `init_` before. With
     `contiguous` (until 6.3), all areas follow each other from `text` (or `init_text`) on, each at a page.
-    What was freed after init has its place where it does not matter, and is `freed`.
+    What was freed after init has its place where it does not matter, and is `freed`. `later` are the
+    sections of data that this kernel makes read-only after init.
     """
 
     bases: Mapping[str, int]
     per_cpu: int
     contiguous: bool
     freed: frozenset[str] = frozenset()
+    later: frozenset[str] = LATER_READ_ONLY
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,7 +107,7 @@ def section_places(file: Relocatable, places: ModulePlaces) -> dict[int, tuple[s
             name = prefix + area
             position = _up(position, _PAGE) if places.contiguous else places.bases.get(name, 0)
             for section in file.sections:
-                if _area(section) == name:
+                if _area(section, places.later) == name:
                     position = _up(position, section.align)
                     laid[section.index] = (name, position)
                     position += section.size
@@ -213,7 +224,7 @@ def _symbols(
     return values, known, tuple(unresolved)
 
 
-def _area(section: RelocatableSection) -> str:
+def _area(section: RelocatableSection, later: frozenset[str]) -> str:
     """Return the area that a section is laid into, "" for none (move_module(), layout_sections())."""
     if not section.flags & _ALLOC or section.name in _NOT_LOADED:
         return ""
@@ -222,7 +233,7 @@ def _area(section: RelocatableSection) -> str:
         return prefix + "text"
     if not section.flags & _WRITE:
         return prefix + "rodata"
-    return prefix + ("ro_after_init" if section.name in _LATER_READ_ONLY else "data")
+    return prefix + ("ro_after_init" if section.name in later else "data")
 
 
 def _up(value: int, align: int) -> int:

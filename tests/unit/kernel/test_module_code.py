@@ -106,11 +106,27 @@ def test_symbols_of_freed_areas_are_unknown() -> None:
     assert not linked(module).areas["rodata"].unknown.any()
 
 
+def _with_list(*sections: bytes, listed: int = 0x1000) -> Any:
+    """Return a reference in which the kernel names the sections that it makes read-only after init."""
+    stored = {
+        listed: b"".join(struct.pack("<Q", 0x2000 + 64 * number) for number in range(len(sections)))
+        + bytes(8)
+        + b"\xff" * 8  # what follows the list's end
+    }
+    stored |= {0x2000 + 64 * number: name.ljust(64, b"\0") for number, name in enumerate(sections)}
+    symbol = SimpleNamespace(address=0x1000, size=8 * len(sections) + 16)
+    return SimpleNamespace(
+        symbols=SimpleNamespace(unique=lambda _: symbol if sections else None),
+        read=lambda address, size: stored[address][:size],
+    )
+
+
 class Said:
     """A kernel since 6.4, and a module of it that says where its areas begin: if not given, nowhere."""
 
     def __init__(self, **bases: int) -> None:
         self.program = self
+        self.reference = _with_list()
         self._bases = {f"MOD_{area.upper()}": base for area, base in bases.items()}
 
     def copy(self, _type: str, _address: int) -> Said:
@@ -127,6 +143,33 @@ class Said:
 
     def places(self) -> ModulePlaces:
         return module_places(cast(KernelProgram, self), cast(Module, SimpleNamespace(address=0)))
+
+
+@pytest.mark.parametrize(
+    ("reference", "later"),
+    [
+        (_with_list(), {".data..ro_after_init", "__jump_table"}),
+        (_with_list(b"__jump_table", b".static_call_sites"), {"__jump_table", ".static_call_sites"}),
+        (_with_list(b"elsewhere", listed=0x3000), {".data..ro_after_init", "__jump_table"}),
+    ],
+    ids=["no list", "a list", "a list that is not stored"],
+)
+def test_the_kernel_tells_what_it_makes_read_only_after_init(reference: Any, later: set[str]) -> None:
+    said = Said(text=MODULE_AREA)
+    said.reference = reference
+    assert said.places().later == later
+
+
+@pytest.mark.parametrize(("later", "calls", "data"), [(False, 0xA000, 0xA030), (True, 0x9000, 0xA000)])
+def test_what_is_read_only_after_init_takes_no_room_among_data(later: bool, calls: int, data: int) -> None:
+    """Else what follows it among the data of a module would be looked for too far on."""
+    module = small_module()
+    module.sections.insert(1, (".static_call_sites", ALLOC | WRITE, bytes(0x28), 8))
+    bases = {"text": MODULE_AREA, "ro_after_init": MODULE_AREA + 0x9000, "data": MODULE_AREA + 0xA000}
+    protected = frozenset({".static_call_sites"} if later else ())
+    found = linked(module, ModulePlaces(bases, 0, False, later=protected))
+    assert found.section(".static_call_sites")[0] == MODULE_AREA + calls
+    assert found.section(".data")[0] == MODULE_AREA + data
 
 
 def test_only_areas_of_init_may_be_freed() -> None:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from itertools import takewhile
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
 
 from affiant.kernel.executable_pages import LAST_CODE_ADDRESS
-from affiant.kernel.module_image import ModulePlaces
+from affiant.kernel.module_image import LATER_READ_ONLY, ModulePlaces
 from affiant.kernel.modules import Module
 from affiant.kernel.program import KernelProgram, StructCopy
 from affiant.kernel.slide import KERNEL_MAP
 from affiant.model.errors import MalformedError
+
+if TYPE_CHECKING:
+    from affiant.kernel.reference.image import ReferenceImage
 
 __all__ = ["ModuleKey", "module_key", "module_places"]
 
@@ -24,6 +30,8 @@ _AREAS: Final[Mapping[str, str]] = {
     "init_rodata": "MOD_INIT_RODATA",
     "init_data": "MOD_INIT_DATA",
 }
+_LONGEST_LIST: Final = 256
+_LONGEST_NAME: Final = 64
 _OUT_OF_THE_WAY: Final = 1 << 24  # where init areas are laid out once they are freed
 
 ModuleKey = tuple[object, ...]
@@ -54,7 +62,26 @@ def module_places(program: KernelProgram, module: Module) -> ModulePlaces:
         name: base or away + number * _OUT_OF_THE_WAY // 16
         for number, (name, base) in enumerate(bases.items())
     }
-    return ModulePlaces(bases, copy.integer("percpu") if "percpu" in copy else 0, contiguous, freed)
+    per_cpu = copy.integer("percpu") if "percpu" in copy else 0
+    return ModulePlaces(bases, per_cpu, contiguous, freed, _later_read_only(program.reference))
+
+
+def _later_read_only(reference: ReferenceImage) -> frozenset[str]:
+    """Return the sections that the kernel makes read-only after init (module_mark_ro_after_init()).
+
+    The kernel's own list of their names tells, where it is a symbol: it is in 7.2, which has
+    `.static_call_sites` on it, and not in 6.1 and 6.12, which do not.
+    """
+    names = reference.symbols.unique("ro_after_init")
+    if names is None:
+        return LATER_READ_ONLY
+    size = min(names.size, _LONGEST_LIST) // 8 * 8
+    try:
+        listed = np.frombuffer(reference.read(names.address, size), dtype="<u8").tolist()
+        found = [bytes(reference.read(place, _LONGEST_NAME)) for place in takewhile(bool, listed)]
+    except KeyError:
+        return LATER_READ_ONLY
+    return frozenset(name.split(b"\0", 1)[0].decode("ascii", "replace") for name in found)
 
 
 def _bases(copy: StructCopy) -> dict[str, int]:
