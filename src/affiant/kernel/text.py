@@ -12,7 +12,7 @@ kernel image is physically contiguous: a page of text mapped elsewhere is `displ
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -234,9 +234,9 @@ def compare_region(
         changed = left[live[left] != content.accepted[left]]
     probed = nothing if verdict is None else verdict.probed
     alien = changed[region.kinds[changed] == 0]
-    unexplained = list(_runs(region, live, without(alien, probed)))
-    unexplained += () if verdict is None else verdict.wrong
-    unexplained.sort(key=lambda run: run.address)
+    alien_runs = _Runs.of(without(alien, probed))
+    wrong = () if verdict is None else verdict.wrong
+    unexplained = sorted((*alien_runs.told(region, live), *wrong), key=lambda run: run.address)
     by_class = _differing_by_class(region, live, changed, content)
     checked = {kind.name.lower() for kind in content.classes} if content else set()
     return RegionComparison(
@@ -247,8 +247,8 @@ def compare_region(
         by_class=by_class,
         unchecked=tuple(name for name in by_class if name not in checked),
         unexplained=tuple(unexplained[:MOST_DIFFERENCES]),
-        unexplained_bytes=sum(run.length for run in unexplained),
-        left_out=max(0, len(unexplained) - MOST_DIFFERENCES),
+        unexplained_bytes=alien_runs.bytes + sum(run.length for run in wrong),
+        left_out=max(0, len(alien_runs.firsts) + len(wrong) - MOST_DIFFERENCES),
         displaced=tuple(run for run in extents if run.physical != location.physical(run.start))[
             :MOST_DIFFERENCES
         ],
@@ -273,15 +273,23 @@ def _differing_by_class(
 ) -> dict[str, int]:
     """Count the bytes inside sites that are not as linked, by class; `changed` are those not legal yet."""
     if content is None:
-        counts = np.bincount(region.kinds[changed], minlength=256)
+        counts = _by_kind(region.kinds[changed])
     else:
         # What is legal has been counted; of the rest, what stands there takes the place of what was legal.
         expected, kinds = region.expected[changed], region.kinds[changed]
-        counts = content.explained + np.bincount(kinds[live[changed] != expected], minlength=256)
-        counts = counts - np.bincount(kinds[content.accepted[changed] != expected], minlength=256)
+        counts = content.explained + _by_kind(kinds[live[changed] != expected])
+        counts = counts - _by_kind(kinds[content.accepted[changed] != expected])
     return {
         SiteClass(kind).name.lower(): int(counts[kind]) for kind in (np.flatnonzero(counts[1:]) + 1).tolist()
     }
+
+
+def _by_kind(kinds: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Count bytes by the class that may change them; `np.bincount` makes eight bytes of each."""
+    counts = np.zeros(256, dtype=np.int64)
+    for at in range(0, len(kinds), _CHUNK):
+        counts += np.bincount(kinds[at : at + _CHUNK], minlength=256)
+    return counts
 
 
 def _pieces(size: int, skipped: NDArray[np.bool_] | None) -> tuple[tuple[int, int], ...] | None:
@@ -320,6 +328,14 @@ def _changed_chunks(
 
 def differing(live: NDArray[np.uint8], known: NDArray[np.uint8]) -> NDArray[np.int64]:
     """Return the offsets of bytes that differ, found eight at a time: most of them do not."""
+    parts = [
+        _differing_near(live[at : at + _CHUNK], known[at : at + _CHUNK]) + at
+        for at in range(0, len(live), _CHUNK)
+    ]
+    return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+
+
+def _differing_near(live: NDArray[np.uint8], known: NDArray[np.uint8]) -> NDArray[np.int64]:
     size = len(live) // 8 * 8
     ours, theirs = live[:size].view(np.uint64), known[:size].view(np.uint64)
     differs = ours != theirs
@@ -354,14 +370,35 @@ def without(offsets: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np
     return offsets[~np.isin(offsets, others)] if len(others) else offsets
 
 
-def _runs(region: CodeRegion, live: NDArray[np.uint8], offsets: NDArray[np.int64]) -> Iterable[Difference]:
-    if not len(offsets):
-        return
-    breaks = np.flatnonzero(np.diff(offsets) > _NEAR)
-    firsts = offsets[np.concatenate(([0], breaks + 1))].tolist()
-    lasts = offsets[np.concatenate((breaks, [len(offsets) - 1]))].tolist()
-    for first, last in zip(firsts, lasts, strict=True):
-        shown = slice(first, min(last + 1, first + _SHOWN_BYTES))
-        yield Difference(
-            region.start + first, last + 1 - first, region.expected[shown].tobytes(), live[shown].tobytes()
+@dataclass(frozen=True, slots=True, eq=False)
+class _Runs:
+    """Differing bytes that are near each other: the offsets of the first and the last of each run."""
+
+    firsts: NDArray[np.int64]
+    lasts: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, offsets: NDArray[np.int64]) -> _Runs:
+        if not len(offsets):
+            return cls(offsets, offsets)
+        pieces = ((at, offsets[at : at + _CHUNK + 1]) for at in range(0, len(offsets), _CHUNK))
+        breaks = np.concatenate([np.flatnonzero(np.diff(piece) > _NEAR) + at for at, piece in pieces])
+        return cls(
+            offsets[np.concatenate(([0], breaks + 1))], offsets[np.concatenate((breaks, [len(offsets) - 1]))]
         )
+
+    @property
+    def bytes(self) -> int:
+        return int((self.lasts - self.firsts).sum()) + len(self.firsts)
+
+    def told(self, region: CodeRegion, live: NDArray[np.uint8]) -> Iterator[Difference]:
+        """Yield the first runs, as many as are listed: a guest may change every twelfth byte of its text."""
+        listed = slice(MOST_DIFFERENCES)
+        for first, last in zip(self.firsts[listed].tolist(), self.lasts[listed].tolist(), strict=True):
+            shown = slice(first, min(last + 1, first + _SHOWN_BYTES))
+            yield Difference(
+                region.start + first,
+                last + 1 - first,
+                region.expected[shown].tobytes(),
+                live[shown].tobytes(),
+            )

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import struct
+import time
+import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,8 +13,9 @@ import pytest
 from affiant.kernel.code_difference import Difference
 from affiant.kernel.facts import collect
 from affiant.kernel.guest import Guest
-from affiant.kernel.memory import MemoryFault
-from affiant.kernel.reference.sites import SiteClass
+from affiant.kernel.memory import GuestMemory, MemoryFault
+from affiant.kernel.paging import AddressSpace
+from affiant.kernel.reference.sites import SITE, SiteClass
 from affiant.kernel.text import CodeRegion, RegionComparison, compare_region
 from tests.unit.kernel.synthetic_guest import (
     DATA,
@@ -70,6 +74,43 @@ def test_a_region_that_does_not_end_before_the_last_address_is_not_read() -> Non
     region = CodeRegion("module text", (1 << 64) - 4096, nothing, nothing, seen.text.sites[:0])
     with pytest.raises(MemoryFault):
         compare_region(seen.memory, seen.kernel_space, seen.location, region)
+
+
+@pytest.mark.parametrize("step", [1, 12, 4096])
+def test_a_text_that_is_changed_all_over_costs_little_and_is_counted_whole(step: int) -> None:
+    """Whoever changes every twelfth byte has a finding made of each, were it for him."""
+    size = 8 << 20
+    ram = bytearray(size + (2 << 20))
+    tables = {0x1000: {511: 0x2003}, 0x2000: {510: 0x3003}}
+    tables[0x3000] = {number: (number + 1) << 21 | 0x81 for number in range(size >> 21)}
+    for table, entries in tables.items():
+        for slot, entry in entries.items():
+            struct.pack_into("<Q", ram, table + 8 * slot, entry)
+    memory = GuestMemory(ram, below_4g_bytes=len(ram))
+    live = np.frombuffer(ram, dtype=np.uint8)[2 << 20 :]
+    live[::step] = 1
+    start = 0xFFFF_FFFF_8000_0000
+    location = replace(SyntheticGuest().open().location, physical_base=2 << 20)
+    nothing = np.zeros(size, dtype=np.uint8)
+    sites: np.ndarray[tuple[int], np.dtype[np.void]] = np.empty(0, dtype=SITE)
+    region = CodeRegion(".text", start, nothing, nothing, sites)
+    tracemalloc.start()
+    began = time.thread_time()
+    try:
+        found = compare_region(memory, AddressSpace(memory, 0x1000, 4), location, region)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    seconds = time.thread_time() - began
+    wrong = len(range(0, size, step))
+    assert (found.unexplained_bytes, found.differing) == (wrong, wrong)
+    assert len(found.unexplained) + found.left_out == (1 if step == 1 else wrong)
+    assert (found.unexplained[0].address, len(found.unexplained)) == (
+        start,
+        min(256, wrong if step > 1 else 1),
+    )
+    assert most < 24 * size
+    assert seconds < 2.0
 
 
 def test_a_change_beside_a_patch_site_is_not_excused_by_it() -> None:
