@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from affiant.kernel.executable_pages import LAST_CODE_ADDRESS
 from affiant.kernel.facts import collect
 from affiant.kernel.guest import Guest
-from affiant.kernel.module_code import digests
+from affiant.kernel.module_code import digests, references
+from affiant.kernel.module_code import judge as judge_module
 from affiant.kernel.module_code import look as module_look
 from affiant.kernel.module_code.places import module_places
 from affiant.kernel.module_image import ModulePlaces, link_module
@@ -310,6 +311,42 @@ def test_marks_of_a_module_are_those_of_now(loaded: Loaded) -> None:
         loaded.guest.word(loaded.guest.modules[0] + 136, taints)
         (module,) = loaded.look()["modules"]
         assert (module["verdict"], module["taints"]) == ("as packaged", taints)
+
+
+def test_more_new_modules_than_one_look_links_are_left_to_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = Loaded(tmp_path, more=("other", "third"))
+    size = len(small_module().build())
+    monkeypatch.setattr(references, "_MOST_WORK", 3 * size)
+    verdicts = []
+    for _ in range(6):
+        modules = loaded.look()["modules"]
+        assert all("than one look links" in each["reason"] for each in modules if each["verdict"] == "unread")
+        verdicts.append(sorted(each["verdict"] for each in modules))
+        assert set(verdicts[-1]) <= {"unread", "as packaged"}
+    assert verdicts[0].count("unread") > 0
+    assert verdicts[-1] == ["as packaged"] * 3
+
+
+def test_a_module_that_is_listed_a_thousand_times_is_not_kept_as_often(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each says that it lies elsewhere, and would be linked for its own place."""
+    for number in range(1, 8):
+        base, physical = MODULE_AREA + number * 0x20_0000, 0x180_0000 + number * 0x1_0000
+        loaded.guest.add_module("first", base, physical)
+    assert [name for name, _ in loaded.odd()] == ["first"] * 7
+    judge = loaded.seen.module_judge
+    size = judge._references.size("first")
+    assert judge._kept == 8 * size
+    judge.forget_others(set())
+    assert (judge.known, judge._kept) == ({}, 0)
+    monkeypatch.setattr(judge_module, "_MOST_KEPT", 3 * size)
+    told = loaded.look()["modules"]
+    assert len(judge.known) == 3
+    assert sum("than are kept" in module["reason"] for module in told) == 5
+    assert not judge._references._parsed.keys() - {"first"}
 
 
 def test_a_function_of_a_module_as_packaged_is_vouched_for_until_the_module_is_changed(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Set
 from dataclasses import replace
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +18,12 @@ from affiant.kernel.module_code.verdict import AS_PACKAGED, ModuleCode, told
 from affiant.kernel.module_sites import functions_of
 from affiant.kernel.modules import Module, listed_modules
 from affiant.kernel.running_kernel import RunningKernel
-from affiant.model.errors import AffiantError
+from affiant.model.errors import AffiantError, UnavailableError
 
 __all__ = ["ModuleJudge"]
+
+_MOST_KEPT: Final = 256 << 20
+"""Bytes of the files of modules that are kept as they were linked, which takes three times as much."""
 
 
 class ModuleJudge:
@@ -33,6 +37,7 @@ class ModuleJudge:
         self._joined: JoinedModules | None = None
         self._asked: set[ModuleKey] = set()
         self._digests = CodeDigests()
+        self._kept = 0
 
     @property
     def references(self) -> int:
@@ -42,6 +47,7 @@ class ModuleJudge:
     def begin(self) -> None:
         """Begin a look: what may be done in one, whatever the guest lists, may be done again."""
         self._digests.begin()
+        self._references.begin()
 
     def whole(
         self, kernel: RunningKernel, listed: Mapping[ModuleKey, Module], moving: Set[ModuleKey]
@@ -77,12 +83,12 @@ class ModuleJudge:
         module, known = listed[key], self.known.get(key)
         try:
             if known is None or not known.stands(key, listed.keys()):
-                others = {other: each for other, each in listed.items() if other != key}
-                known = self._references.link(kernel, module, others)
+                self._drop(key)
+                known = self._references.link(kernel, key, listed)
                 if known is None:
                     digest, reason = self._digests.of(kernel.kernel_space, module)
                     return told(module, "unknown", digest=digest, reason=reason)
-                self.known[key] = known
+                self._keep(key, known)
             return compare_module(kernel, module, known)
         except AffiantError as error:
             return told(module, "unread", reason=str(error))
@@ -125,7 +131,23 @@ class ModuleJudge:
     def forget_others(self, keys: Set[ModuleKey]) -> None:
         """Drop what belongs to modules that are gone."""
         for key in self.known.keys() - keys:
-            del self.known[key]
+            self._drop(key)
+        self._references.forget_others({str(key[0]) for key in keys})
+
+    def _keep(self, key: ModuleKey, known: KnownModule) -> None:
+        """Keep a module as it was linked. Raises UnavailableError if too many are kept for one more.
+
+        A guest may list one module thousands of times, each at another place.
+        """
+        size = self._references.size(str(key[0]))
+        if self._kept + size > _MOST_KEPT:
+            raise UnavailableError("more modules are listed than are kept as they were linked")
+        self._kept += size
+        self.known[key] = known
+
+    def _drop(self, key: ModuleKey) -> None:
+        if self.known.pop(key, None) is not None:
+            self._kept -= self._references.size(str(key[0]))
 
     def _holds(self, kernel: RunningKernel, known: KnownModule) -> bool:
         return self._joined is not None and self._joined.holds(kernel, known)

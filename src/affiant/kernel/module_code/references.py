@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Final
@@ -29,6 +30,8 @@ __all__ = ["KnownModule", "ModuleReferences"]
 # The loader sorts these in place (sort_extable(), unwind_module_init(), ftrace_process_locs()).
 _SORTED: Final = ("__ex_table", ".orc_unwind", ".orc_unwind_ip", "__mcount_loc")
 _TRAP: Final = 0xCC
+_MOST_WORK: Final = 256 << 20
+"""Bytes of module files that one look reads or links, in some seconds: several times what a machine loads."""
 
 
 @dataclass(slots=True, eq=False)
@@ -70,6 +73,9 @@ class ModuleReferences:
         self._files = ModuleFiles(module_files_beside(path))
         self.entries = {entry.name: entry for entry in kernel.reference.modules}
         self._parsed: dict[str, Relocatable] = {}
+        self._sizes: dict[str, int] = {}
+        self._exports: _Exports | None = None
+        self._left = _MOST_WORK
         self.image = NamedImage(
             kernel.memory,
             kernel.kernel_space,
@@ -78,68 +84,108 @@ class ModuleReferences:
             outside=kernel.outside,
         )
 
+    def begin(self) -> None:
+        """Begin a look: so much may be read and linked in it."""
+        self._left = _MOST_WORK
+
+    def forget_others(self, names: Set[str]) -> None:
+        """Drop the files of modules that are not loaded any more."""
+        for name in self._parsed.keys() - names:
+            del self._parsed[name]
+
     def file(self, name: str) -> Relocatable | None:
-        """Return a module's file, None if the reference does not name it."""
+        """Return a module's file, None if the reference does not name it.
+
+        Raises AffiantError where it is broken, or the look has read and linked enough.
+        """
         if name not in self._parsed:
             entry: ModuleEntry | None = self.entries.get(name)
             if entry is None:
                 return None
-            self._parsed[name] = read_relocatable(self._files.read(entry))
+            if self._left <= 0:
+                self._work(1)
+            data = self._files.read(entry)
+            self._sizes[name] = len(data)
+            self._left -= len(data)
+            self._parsed[name] = read_relocatable(data)
         return self._parsed[name]
 
-    def link(
-        self, kernel: RunningKernel, module: Module, others: Mapping[ModuleKey, Module]
-    ) -> KnownModule | None:
-        """Return a module linked for its place, None if the reference does not name it.
+    def size(self, name: str) -> int:
+        """Return how long a module's file is, which was read before."""
+        return self._sizes[name]
 
-        Raises AffiantError where the guest says what cannot be, or the file is broken.
+    def _work(self, size: int) -> None:
+        if size > self._left:
+            raise _TooMuchError("more modules are new than one look links; the next goes on")
+        self._left -= size
+
+    def exports(self, program: KernelProgram, listed: Mapping[ModuleKey, Module]) -> _Exports:
+        """Return what all listed modules export, worked out once for a list."""
+        if self._exports is None or self._exports.keys != tuple(listed):
+            self._exports = _Exports(self, program, listed)
+        return self._exports
+
+    def link(
+        self, kernel: RunningKernel, key: ModuleKey, listed: Mapping[ModuleKey, Module]
+    ) -> KnownModule | None:
+        """Return a listed module linked for its place, None if the reference does not name it.
+
+        Raises AffiantError where the guest says what cannot be, the file is broken, or the look has linked
+        enough.
         """
+        module = listed[key]
         file = self.file(module.name)
         if file is None:
             return None
+        self._work(self._sizes[module.name])
         places = module_places(kernel.program, module)
-        resolver = _Resolver(self, kernel.program, others)
+        resolver = _Resolver(self, kernel.program, key, listed)
         linked = link_module(file, places, resolver)
         code = None
         if "text" in linked.areas:  # a few modules are nothing but data
             _pad(kernel.program, linked.areas["text"])
             hooks = kernel.text_content.hooks
             code = module_content(kernel.memory, kernel.kernel_space, self.image, hooks, linked)
-        asked = others.keys() if linked.unresolved else resolver.used
+        asked = listed.keys() - {key} if linked.unresolved else resolver.used
         return KnownModule(linked, frozenset(asked), code, _rodata(linked))
 
 
-class _Resolver:
-    """Finds symbols that a module takes from the kernel or from other modules."""
+class _TooMuchError(UnavailableError):
+    """One look has read and linked as much as it may."""
+
+
+_MOST_OF_ONE_NAME: Final = 2
+
+
+class _Exports:
+    """The symbols that listed modules export: where each lies, and whose it is."""
 
     def __init__(
-        self, references: ModuleReferences, program: KernelProgram, others: Mapping[ModuleKey, Module]
+        self, references: ModuleReferences, program: KernelProgram, listed: Mapping[ModuleKey, Module]
     ) -> None:
-        self._references, self._program, self._others = references, program, others
-        self._exported: dict[str, tuple[int, ModuleKey]] | None = None
-        self.used: set[ModuleKey] = set()
-        """The modules that symbols were taken from."""
+        """Raises UnavailableError if the look has read enough."""
+        self.keys = tuple(listed)
+        self._references, self._program = references, program
+        self._by_name: dict[str, list[tuple[int, ModuleKey]]] = {}
+        named: Counter[str] = Counter()
+        for key, module in listed.items():
+            # Of modules of one name, a second one counts for what the first imports, and no other.
+            named[module.name] += 1
+            if named[module.name] <= _MOST_OF_ONE_NAME:
+                self._add(key, module)
 
-    def __call__(self, name: str) -> int | None:
-        found = self._program.find(name)
-        if found is not None:
-            return found
-        if self._exported is None:
-            self._exported = {}
-            for key, module in self._others.items():
-                self._add(key, module, self._exported)
-        if name not in self._exported:
-            return None
-        address, owner = self._exported[name]
-        self.used.add(owner)
-        return address
+    def find(self, name: str, importer: ModuleKey) -> tuple[int, ModuleKey] | None:
+        """Return where another module than the importer has a symbol, and which; None if none has it."""
+        return next((found for found in self._by_name.get(name, ()) if found[1] != importer), None)
 
-    def _add(self, key: ModuleKey, module: Module, exports: dict[str, tuple[int, ModuleKey]]) -> None:
+    def _add(self, key: ModuleKey, module: Module) -> None:
         try:
             file = self._references.file(module.name)
             if file is None:
                 return
             places = module_places(self._program, module)
+        except _TooMuchError:
+            raise
         except AffiantError:
             return  # it is told by itself; whoever depends on it has symbols that nobody knows
         bases = {index: place for index, (_, place) in section_places(file, places).items()}
@@ -151,7 +197,33 @@ class _Resolver:
         for index in np.flatnonzero((symbols["section"] > 0) & (symbols["section"] < 0xFF00)).tolist():
             name, section = file.names[index], int(symbols["section"][index])
             if name in exported and section in bases:
-                exports.setdefault(name, (bases[section] + int(symbols["value"][index]), key))
+                place = bases[section] + int(symbols["value"][index])
+                self._by_name.setdefault(name, []).append((place, key))
+
+
+class _Resolver:
+    """Finds symbols that a module takes from the kernel or from other modules."""
+
+    def __init__(
+        self,
+        references: ModuleReferences,
+        program: KernelProgram,
+        key: ModuleKey,
+        listed: Mapping[ModuleKey, Module],
+    ) -> None:
+        self._references, self._program, self._key, self._listed = references, program, key, listed
+        self.used: set[ModuleKey] = set()
+        """The modules that symbols were taken from."""
+
+    def __call__(self, name: str) -> int | None:
+        found = self._program.find(name)
+        if found is not None:
+            return found
+        exported = self._references.exports(self._program, self._listed).find(name, self._key)
+        if exported is None:
+            return None
+        self.used.add(exported[1])
+        return exported[0]
 
 
 def _rodata(linked: LinkedModule) -> CodeRegion | None:
