@@ -48,9 +48,12 @@ def open_database(url: str, *, create: bool = False) -> Engine:
             hint="run `affiant service init` first, or check the database's address",
         ) from error
     if version != tables.SCHEMA_VERSION:
+        older = isinstance(version, int) and version < tables.SCHEMA_VERSION
         raise SetupError(
             f"the database has schema version {version}, this program needs {tables.SCHEMA_VERSION}",
-            hint="use the version of Affiant that made it, or a new service folder",
+            hint="`affiant service init` brings it up to date, as the service does when it starts"
+            if older
+            else "use the version of Affiant that made it, or a new service folder",
         )
     return engine
 

@@ -284,6 +284,7 @@ def test_a_database_of_another_version_is_refused(folder: str, capsys: Capture) 
     code, _, err = run(capsys, "sessions", "--folder", folder)
     assert code == 2
     assert "schema version 99" in err
+    assert "use the version of Affiant that made it" in err
 
 
 def test_an_address_that_is_none_is_refused(folder: str, capsys: Capture) -> None:

@@ -152,8 +152,9 @@ def test_a_database_of_the_second_schema_gets_the_table_of_images(world: World) 
     with engine.begin() as connection:
         connection.exec_driver_sql("DROP TABLE unified_images")
         connection.exec_driver_sql("UPDATE affiant_schema SET version = 2")
-    with pytest.raises(SetupError, match="schema version 2"):
+    with pytest.raises(SetupError, match="schema version 2") as refusal:
         open_database(str(engine.url))
+    assert "`affiant service init` brings it up to date" in refusal.value.hint
     open_database(str(engine.url), create=True).dispose()
     with transaction(engine) as connection:
         (value,) = all_references(connection)
