@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["register"]
 
+_LONGEST_AUDIENCE = 256  # characters, as a runtime report names it
 _WAIT_DEFAULT = 300.0  # seconds; an emulated boot through Secure Boot takes 20 to 60
 
 
@@ -267,6 +268,8 @@ def _report(arguments: argparse.Namespace) -> int:
             f"a nonce is {NONCE_SIZE} bytes, written as {2 * NONCE_SIZE} hex digits",
             hint="for example from: openssl rand -hex 32",
         )
+    if len(arguments.audience) > _LONGEST_AUDIENCE or not arguments.audience.isprintable():
+        raise SetupError(f"an audience has up to {_LONGEST_AUDIENCE} printable characters")
     if arguments.output is None and sys.stdout.isatty():
         raise SetupError(
             "a passport is binary and not for a terminal", hint="write it to a file with -o FILE"

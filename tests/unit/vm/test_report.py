@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from affiant.cli import main
 from affiant.model.errors import MalformedError, UnavailableError
 from affiant.relay.passport_socket import serve_passports
 from affiant.vm.report import ask_for_passport
@@ -142,3 +143,12 @@ def test_a_dripping_relay_cannot_hold_us(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_short_nonce_is_misuse(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nonce"):
         ask_for_passport(tmp_path / "s", nonce=b"short", audience="")
+
+
+@pytest.mark.parametrize("audience", ["x" * 257, "gate\n", "gate\x1b[2J"])
+def test_a_name_that_no_report_could_hold_is_refused_before_anybody_is_asked(
+    audience: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The relay would take the question for none, and end without a word."""
+    assert main(["report", "--vm", "none", "--nonce", "00" * 32, "--audience", audience]) == 2
+    assert "an audience has up to 256 printable characters" in capsys.readouterr().err
