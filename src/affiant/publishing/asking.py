@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import getpass
 import re
 import sys
@@ -23,6 +24,7 @@ __all__ = [
     "open_folder",
     "open_signer",
     "passphrase",
+    "percentage",
 ]
 
 _UNITS = {"m": 60, "h": 3_600, "d": 86_400}
@@ -99,11 +101,26 @@ def current_time() -> int:
     return int(time.time())
 
 
+def percentage(text: str) -> int:
+    """Return a number from 0 to 100. Raises `argparse.ArgumentTypeError` for anything else."""
+    if not re.fullmatch("[0-9]{1,3}", text) or int(text) > 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is no percentage: 0 to 100")
+    return int(text)
+
+
 def moment(text: str) -> int:
-    """Return seconds since the epoch for `+30m`, `+12h`, `+7d`, or a date and time of ISO 8601 (UTC)."""
+    """Return seconds since the epoch for `+30m`, `+12h`, `+7d`, or a date and time of ISO 8601 (UTC).
+
+    Raises `argparse.ArgumentTypeError` for anything else.
+    """
     from datetime import UTC, datetime
 
     if match := re.fullmatch(r"\+([0-9]{1,6})([mhd])", text):
         return current_time() + int(match[1]) * _UNITS[match[2]]
-    found = datetime.fromisoformat(text)
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no moment: +30m, +12h, +7d, or a date and time in UTC as in 2027-01-31T12:00"
+        ) from None
     return int((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp())

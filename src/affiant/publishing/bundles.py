@@ -56,8 +56,10 @@ def put_rules(
         rules[name] = replace(rules.get(name, BundledRule(name, source)), source=source)
     for name in (*sources, *named):
         if name not in rules:
+            near = near_names(name, rules)
             raise SetupError(
-                f"the bundle has no rule {name!r}", hint="give its file to put it in: " + f"{name}.star"
+                f"the bundle has no rule {name!r}",
+                hint=near if near.endswith("?") else f"give its file to put it in: {name}.star",
             )
         try:
             rules[name] = replace(rules[name], rollout=rollout(rules[name].rollout))

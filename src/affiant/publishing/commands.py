@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from affiant.publishing.asking import current_time, moment, open_folder, open_signer
+from affiant.publishing.asking import current_time, moment, open_folder, open_signer, percentage
 from affiant.publishing.key_commands import change_root, register_keys
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def _register_bundles(
         help="forget how they were rolled out: everywhere, as the script says",
     )
     publish.add_argument("--enforce-from", metavar="TIME", type=moment, help="enforce from then on")
-    publish.add_argument("--percent", metavar="N", type=int, help="judge on this share of the fleet")
+    publish.add_argument("--percent", metavar="N", type=percentage, help="judge on this share of the fleet")
     publish.add_argument(
         "--not-before", metavar="TIME", type=moment, help="judge from then on: +12h, 2027-01-31"
     )

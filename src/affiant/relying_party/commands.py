@@ -135,8 +135,10 @@ def _read_passport(path: str) -> bytes:
     from affiant.wire.passport import MAX_PASSPORT, decode_passport_text
 
     data = _read(path, 2 * MAX_PASSPORT, "passport")
+    if not data:
+        raise MalformedError("passport: it is empty")
     # A collection begins with the head of a map, which no base64url text contains.
-    if not data or data[0] >= 0x80:
+    if data[0] >= 0x80:
         return data
     try:
         text = data.decode("ascii").strip()

@@ -237,7 +237,6 @@ def test_a_withdrawn_rule_of_the_library_does_not_come_back_with_it(published):
 @pytest.mark.parametrize(
     "words",
     [
-        ("no_evil", "--percent", "101"),
         ("no_evil", "--not-before", "+2d", "--expires", "+1d"),
         ("unknown",),
         ("--percent", "5"),
@@ -346,3 +345,23 @@ def test_the_rules_of_a_bundle_are_shown_for_programs(published):
     (one,) = json.loads(published.done("show", listed[0]["name"], "--json"))
     assert one == listed[0]
     assert "hint: did you mean" in published.refused("show", listed[0]["name"] + "x", "--json")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--expires", "yesterday"), "'yesterday' is no moment: +30m, +12h, +7d, or a date"),
+        (("--percent", "101"), "'101' is no percentage: 0 to 100"),
+        (("--percent", "-1"), "'-1' is no percentage: 0 to 100"),
+    ],
+)
+def test_what_cannot_be_meant_is_told_with_what_can(published, capsys, words, said):
+    with pytest.raises(SystemExit, match="2"):
+        published.run("publish", "no_evil", *words)
+    assert said in capsys.readouterr().err
+
+
+def test_a_misspelt_rule_is_not_taken_for_a_new_one(published):
+    name = json.loads(published.done("show", "--json"))[0]["name"]
+    assert f"hint: did you mean {name}" in published.refused("publish", name + "s", "--audit")
+    assert "hint: give its file to put it in: zzz.star" in published.refused("publish", "zzz")

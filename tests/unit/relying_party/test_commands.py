@@ -201,6 +201,10 @@ def test_unusable_passports_exit_2_with_one_line(verify: Verifier, kind: str) ->
     assert err.count("\n") == 1
 
 
+def test_an_empty_passport_is_told_as_such(verify: Verifier) -> None:
+    assert verify(b"")[2] == "error: passport: it is empty\n"
+
+
 def test_unusable_roots_and_files_exit_2(verify: Verifier) -> None:
     nonce = ("--nonce", world.NONCE.hex())
     code, _, err = verify.run(str(verify.folder / "absent"), *nonce)
