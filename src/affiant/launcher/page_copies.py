@@ -7,6 +7,7 @@ vCPUs which ones beside them. The monitor gets the file for reading.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import mmap
 import os
 import re
@@ -21,6 +22,7 @@ _FOUR_GIB = 1 << 32
 _ADDRESS = 0x000F_FFFF_FFFF_F000
 _PAIR = 0x1000  # with page table isolation, a process has two top-level tables, one page after the other
 _MOST_ROOTS = 4096  # of moments that are over
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2  # include/uapi/linux/falloc.h
 _MADV_POPULATE_READ = 22  # Linux 5.14; before, pages are read by the kernel's hand
 _CR3 = re.compile(r"\bCR3=([0-9a-f]{8,16})\b")
 
@@ -108,9 +110,10 @@ class PageCopies:
         """Give the memory of all copies back.
 
         The file stays as long as it is: whoever touched it while it was shorter, a monitor that reads or a
-        copy that QEMU let wait, would be killed (SIGBUS, mmap(2)).
+        copy that QEMU let wait, would be killed (SIGBUS, mmap(2)). Raises `UnavailableError` if the memory
+        cannot be given back.
         """
-        self._copies.madvise(mmap.MADV_REMOVE)
+        _punch_hole(self._file, self._size)
         self._runs, self._roots, self._in_place = (), 0, frozenset()
 
     def close(self) -> None:
@@ -160,3 +163,12 @@ class PageCopies:
             address -= _FOUR_GIB - self._below_4g_bytes
             return address if address < self._size else None
         return address if address < self._below_4g_bytes else None
+
+
+def _punch_hole(file: int, size: int) -> None:
+    """Make a hole of a whole file (fallocate(2)): madvise(2) does that to no memory that is locked."""
+    fallocate = ctypes.CDLL(None, use_errno=True).fallocate
+    fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long]
+    if fallocate(file, _PUNCH_HOLE | _KEEP_SIZE, 0, size):
+        reason = os.strerror(ctypes.get_errno())
+        raise UnavailableError(f"copies of the guest's pages cannot be given back: {reason}")

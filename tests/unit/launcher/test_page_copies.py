@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import mmap
 import os
@@ -195,3 +196,16 @@ def test_ram_that_is_too_short_is_told_and_leaves_nothing_open(tmp_path: Path) -
         with pytest.raises(UnavailableError, match="cannot be copied"):
             PageCopies(file.fileno(), memory_bytes=PAGES * PAGE, below_4g_bytes=PAGES * PAGE)
         assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_copies_in_locked_memory_are_given_back(guest: Guest) -> None:
+    """A launcher that runs as root locks all of its memory."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(guest.copies._copies))
+    assert libc.mlock(ctypes.c_void_p(start), ctypes.c_size_t(PAGES * PAGE)) == 0
+    guest.copies.prepare([(3, 2)])
+    assert set(guest.copied()) == {3, 4}
+    guest.copies.prepare([(7, 1)])
+    assert set(guest.copied()) == {7}
+    guest.copies.forget()
+    assert (guest.stored(), guest.copied()) == (0, {})
