@@ -48,7 +48,7 @@ class FirmwarePages:
     def claims(self, view: View) -> Iterator[Claim]:
         """Yield a claim for each executable page; none without such firmware.
 
-        Raises UnavailableError while the kernel boots.
+        Raises UnavailableError while the kernel boots, and where code of the first look is not to be found.
         """
         guest = view.guest
         # A kernel boots once: what it says after the first look excuses nothing.
@@ -57,6 +57,10 @@ class FirmwarePages:
         root = efi_root(view.program, guest.kernel_space)
         if root is None:
             self._first = self._first or {}
+            if self._first:
+                raise UnavailableError(
+                    "the page tables of EFI services, which were there, are not to be found"
+                )
             return
         space = AddressSpace(guest.memory, root.physical, guest.location.levels)
         leaves = space.leaves(EFI_AREA[0], EFI_AREA[1] - 1, maximum_tables=_MOST_TABLES)
@@ -69,6 +73,10 @@ class FirmwarePages:
                 address: _MISSING if writable else _live(guest.memory, physical, size).copy()
                 for address, physical, size, writable in pages
             }
+        # The kernel unmaps nothing of it; whose code is not looked at may have been changed.
+        missing = len(self._first.keys() - {address for address, *_ in pages})
+        if missing:
+            raise UnavailableError(f"{missing} pages of EFI services, which were there, are not mapped")
         for address, physical, size, writable in pages:
             first = self._first.get(address)
             trust = _WRITABLE if writable and first is not None and not len(first) else _FIRST_LOOK

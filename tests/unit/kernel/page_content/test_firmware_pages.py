@@ -141,6 +141,24 @@ def test_what_the_kernel_says_after_the_first_look_hides_nothing(guest: Syntheti
     assert [fault.reason for fault in look(seen, 1.0).settling] == ["is not what the first look found"]
 
 
+def test_firmware_whose_tables_are_said_to_be_gone_is_not_known_any_more(guest: SyntheticGuest) -> None:
+    """Which tables are the firmware's is the guest's word: none of them is no word on what was changed."""
+    seen = guest.open()
+    assert look(seen, 0.0).unread == {}
+    guest.poke(PHYSICAL, b"\xe9")
+    guest.word(guest.physical(EFI_MM) + 8, 0)
+    found = look(seen, 1.0)
+    assert (list(found.unread), found.settling) == (["efi services"], ())
+
+
+def test_firmware_that_is_mapped_no_more_is_not_known_any_more(guest: SyntheticGuest) -> None:
+    seen, owner = guest.open(), FirmwarePages()
+    assert faults(seen, owner) == []
+    guest.map(SERVICES + 4096, PHYSICAL + 4096, 4096, root=TABLE)
+    with pytest.raises(UnavailableError, match="1 pages"):
+        claims(seen, owner)
+
+
 def test_firmware_that_comes_where_there_was_none_is_found(guest: SyntheticGuest) -> None:
     """A guest that was started without EFI has no services, whatever it says later."""
     guest.word(guest.physical(EFI_MM) + 8, 0)
