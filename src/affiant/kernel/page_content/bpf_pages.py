@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_right
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +51,8 @@ if TYPE_CHECKING:
 
 __all__ = ["BpfPages"]
 
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
 _TRAP: Final = b"\xcc"
 _TRAPS: Final = np.uint64(0xCCCC_CCCC_CCCC_CCCC)
 _HEADER: Final = 8  # struct bpf_binary_header up to its image
@@ -59,6 +61,7 @@ _NEAR_ENTRY: Final = 64  # tail calls enter a program behind the beginning of it
 _MOST_FAULTS: Final = 64
 _MOST_DECODED: Final = 1 << 20  # bytes of new code; a second of work
 _MOST_APART: Final = 16 << 20
+_OVERHEAD: Final = 512  # bytes that remembering a piece of code takes beside it
 _MOST_KEPT: Final = 128 << 20  # bytes of packs: a guest may map one page of RAM as all of them
 
 
@@ -157,7 +160,7 @@ class BpfPages:
         self._read: dict[_Image, tuple[bytes, CodeReport]] = {}
         self._kept: dict[_Image, tuple[bytes, CodeReport]] = {}
         self._packs: dict[int, _JudgedPack] = {}
-        self._left = _MOST_DECODED
+        self._left, self._room = _MOST_DECODED, _MOST_KEPT
         self._called: frozenset[int] = frozenset()
         self._well: dict[int, bytes] = {}  # whole allocations in order, by where their code starts
         self._well_before: dict[int, bytes] = {}
@@ -169,9 +172,9 @@ class BpfPages:
         lists = replace(view.bpf, symbols=dict(view.bpf.symbols), programs=dict(view.bpf.programs))
         self._called = view.guest.text_content.wrapping()
         # What a look did not come to for too much new code is left to the next one, which finds this done.
-        self._kept = self._read if self._left > 0 else self._kept | self._read
-        self._read, self._left = {}, _MOST_DECODED
-        self._well_before = self._well if self._whole else self._well_before | self._well
+        self._kept = self._read if self._left > 0 else _newest(self._kept, self._read, _size_of_read)
+        self._read, self._left, self._room = {}, _MOST_DECODED, _MOST_KEPT
+        self._well_before = self._well if self._whole else _newest(self._well_before, self._well, len)
         self._well, self._whole = {}, False
         apart = [symbol for symbol in lists.symbols.values() if lists.pack_at(symbol.start) is None]
         if sum(symbol.end - symbol.start for symbol in apart) > _MOST_APART:
@@ -302,7 +305,7 @@ class BpfPages:
         if rest.strip(_TRAP):
             found.blame(start + image.size, f"lies behind the end of {symbol.name}", rest)
         if len(found.faults) == faults < _MOST_FAULTS:
-            self._well[start] = memory
+            self._remember_well(start, memory)
 
     def _unlisted(
         self, view: View, lists: BpfLists, start: int, memory: bytes, first: int, found: _Found
@@ -318,7 +321,7 @@ class BpfPages:
         as_filter, as_program = _Found(found.owner), _Found(found.owner)
         self._judge(lists, _Image(start, size, CLASSIC, "a classic filter"), code, as_filter)
         if not as_filter.faults or before == memory:
-            self._well[start] = memory
+            self._remember_well(start, memory)
         if not as_filter.faults:
             found.add(as_filter)
             return
@@ -389,7 +392,9 @@ class BpfPages:
                 raise UnavailableError("more new code of BPF than one look reads; the next goes on")
             self._left -= image.size
             report = read_code(code, image.size, image.start, image.form, exact=image.exact)
-        self._read[image] = (code, report)
+        # Memory is as much as the guest says: code that there is no room for is decoded again.
+        if self._has_room(code):
+            self._read[image] = (code, report)
         if report.wrong is not None:
             offset, reason = report.wrong
             found.blame(image.start + offset, f"{image.name}: {reason}", code[offset:])
@@ -411,6 +416,14 @@ class BpfPages:
         if report.indirect:
             found.trust("indirect branches")
 
+    def _remember_well(self, start: int, memory: bytes) -> None:
+        if self._has_room(memory):
+            self._well[start] = memory
+
+    def _has_room(self, memory: bytes) -> bool:
+        self._room -= len(memory) + _OVERHEAD
+        return self._room >= 0
+
     def _objection(self, lists: BpfLists, image: _Image, target: int) -> str:
         """Return why an image must not lead to an address, "" if it may."""
         calls = self._calls
@@ -430,6 +443,23 @@ class BpfPages:
     def _elsewhere(self, target: int) -> str:
         name = self._image.program.describe(target)
         return f"leads to {name or hex(target)}, where no such code may"
+
+
+def _size_of_read(read: tuple[bytes, CodeReport]) -> int:
+    return len(read[0])
+
+
+def _newest(
+    before: dict[_Key, _Value], now: dict[_Key, _Value], size: Callable[[_Value], int]
+) -> dict[_Key, _Value]:
+    """Join what two looks remember; of more than may be kept, what the earlier one had first is dropped."""
+    joined = {key: value for key, value in before.items() if key not in now} | now
+    excess = sum(size(value) + _OVERHEAD for value in joined.values()) - _MOST_KEPT
+    for key in list(joined):
+        if excess <= 0:
+            break
+        excess -= size(joined.pop(key)) + _OVERHEAD
+    return joined
 
 
 def _runs(mask: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> Iterator[tuple[int, int]]:
