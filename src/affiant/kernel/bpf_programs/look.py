@@ -60,6 +60,7 @@ PLACES: Final[Mapping[str, Callable[[Survey], None]]] = {
 _Result = TypeVar("_Result")
 _ATTEMPTS: Final = 3
 _SECONDS: Final = 1.0  # of this thread's processor time, for lists and all places
+_LONG: Final = 60.0
 _MOST_NAMED: Final = 64  # unlisted programs that are looked at for their names and code
 
 
@@ -96,10 +97,10 @@ class _Functions:
     """Functions of programs, to be looked up by an address in them."""
 
     def __init__(self, functions: Iterable[BpfProgram]) -> None:
-        self._sorted = sorted(functions, key=lambda each: each.start)
+        self._sorted = sorted(functions, key=lambda each: (each.start, each.size))
 
     def owner_of(self, code: int) -> int:
-        """Return the program whose function an address lies in, 0 for none."""
+        """Return the program whose function an address lies in, 0 for none; of several the longest counts."""
         place = bisect_right(self._sorted, code, key=lambda each: each.start)
         found = self._sorted[place - 1] if place else None
         return found.structure if found and code - found.start < found.size else 0
@@ -173,6 +174,9 @@ def read_bpf_programs(guest: Guest, callees: Callees, *, now: float) -> BpfLook:
         unread[torn[key][0]] = torn[key][1]
     strangers = _unlisted(guest, known, uses, after[0]) | _unlisted_links(guest, known, links)
     lasting = guest.patience.settled("bpf programs", set(strangers), now)
+    # Who puts another in the place of one before it has lasted is told when there was one in every look.
+    if guest.patience.settled("ever bpf programs", {"any"} if strangers else set(), now, seconds=_LONG):
+        lasting = set(strangers)
     return BpfLook(
         programs=programs,
         links=len(after[1]),

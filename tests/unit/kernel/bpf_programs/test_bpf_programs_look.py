@@ -95,6 +95,18 @@ def test_what_is_off_the_list_for_a_moment_is_not_told_as_hidden(world: BpfWorld
     assert [entry["name"] for entry in fact["settling"]] == ["watcher"]
 
 
+def test_programs_that_take_turns_at_hiding_are_told_after_a_minute(world: BpfWorld) -> None:
+    world.guest.word(world.slot, 0)
+    copies = [world.add(PROGRAM, {16: world.aux}) for _ in range(2)]
+    for place in (world.link + 8, world.map + 24, world.files[0] + 16, world.aux + 176):
+        world.word(place, 0)
+    told = []
+    for number, fact in enumerate(islice(world.looks(), LASTING)):
+        told.append((len(fact["unlisted"]), len(fact["settling"])))
+        world.word(world.array + 16, copies[number % 2])
+    assert told == [(0, 1)] * 6 + [(1, 0)] * (LASTING - 6), "looks are ten seconds apart"
+
+
 def test_a_symbol_alone_leads_to_the_code_of_a_hidden_program(world: BpfWorld) -> None:
     world.guest.word(world.slot, 0)
     for place in (world.link + 8, world.array + 16, world.map + 24, world.files[0] + 16):
@@ -400,9 +412,11 @@ def test_a_short_function_where_a_listed_one_starts_hides_none_of_it(world: BpfW
     aux = world.add(AUX, {64: 9})
     forged = world.add(PROGRAM, {0: 1 | len(ENTRY) << 32, 8: CODE, 16: aux, 24: 6 | 37 << 32})
     world.guest.word(world.slot + 8, forged)
+    world.generate(CODE + len(ENTRY))
     fact = first(world)
     program = next(program for program in fact["programs"] if program["name"] == "watcher")
     assert (program["effects"], program["functions"]) == (["writes user memory"], 1)
+    assert "trampoline" in {use["what"] for use in program["uses"]}
     assert fact["count"] == 2
 
 
