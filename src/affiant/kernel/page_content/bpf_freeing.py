@@ -78,8 +78,8 @@ class _Queues:
             (_CALLBACKS, "rcu", self._callbacks),
             (_WORKS, "work", self._works),
         ):
-            wanted = {program.find(name) for name in names} - {None}
-            if not wanted:
+            wanted = {program.find(name) for name in names}
+            if None in wanted:
                 raise UnavailableError("the kernel frees BPF programs in another way")
             place = program.offset(_AUX, member)
             for node, function in queue():
