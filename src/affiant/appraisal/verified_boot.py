@@ -205,7 +205,10 @@ def _judge_loaded_kernel(
     claim = "kernel_known"
     known = [references[digest] for digest in boot.kernel_candidates if digest in references]
     if not known:
-        return Judgement(claim, False, "none of the files that GRUB read is a kernel that is known"), None
+        why = "none of the files that GRUB read is a kernel that is known"
+        if not boot.grub.strings:
+            why = "no unified kernel image that is known was started, and no kernel was loaded by GRUB"
+        return Judgement(claim, False, why), None
     if boot.claim("boot_commands_explained") is not True:
         return Judgement(
             claim, None, "commands of GRUB are missing from the log: one may load a kernel"

@@ -126,7 +126,9 @@ def test_an_image_that_was_not_started_makes_no_kernel_known(
     """Neither its add-on alone, nor its kernel's digest in PCR 11, which anybody may extend later."""
     section = boot.uki.section(".linux")
     unknown = replace(known, kernel=section or b"", unified_images=frozenset({b"\x0b" * 32}))
-    assert claim(judge(boot, unknown), "kernel_known").value is False
+    judged = claim(judge(boot, unknown), "kernel_known")
+    assert judged.value is False
+    assert judged.explanation.startswith("no unified kernel image that is known was started")
     assert (
         claim(judge(replace(boot, applications=boot.applications[1:]), known), "kernel_known").value is False
     )
