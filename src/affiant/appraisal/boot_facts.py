@@ -17,6 +17,7 @@ from affiant.tpm.windows.facts import Trust, WindowsFact
 
 __all__ = [
     "FACT_NAMES",
+    "ONLY_WINDOWS",
     "BootFact",
     "Trust",
     "command_lines",
@@ -44,6 +45,9 @@ _GRUB_PCRS: Final = frozenset({8})
 _STUB_PCRS: Final = frozenset({11, 12})
 _IMAGE_PCR: Final = 11
 _LINUX_LOADERS: Final = frozenset({"linux", "linuxefi", "linux16"})
+ONLY_WINDOWS: Final = "only Windows measures this"
+"""The source of a fact that no other system can tell."""
+
 # What only Windows measures, told as unknown of every other system.
 _WINDOWS_ONLY: Final = (
     "vbs_enabled",
@@ -127,7 +131,7 @@ def linux_facts(boot: VerifiedBoot | UntrustedBoot, *, policy: AppraisalPolicy) 
         BootFact("test_signing_disabled", validated.value, validated.trust, validated.source),
         _parameters(boot, "kernel_debugging_disabled", lines, policy.debugging_parameters),
         _parameters(boot, "command_line_accepted", lines, policy.weakening_parameters),
-        *(BootFact(name, None, Trust.UNTRUSTED, "only Windows measures this") for name in _WINDOWS_ONLY),
+        *(BootFact(name, None, Trust.UNTRUSTED, ONLY_WINDOWS) for name in _WINDOWS_ONLY),
     )
 
 

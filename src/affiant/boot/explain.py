@@ -22,7 +22,7 @@ from affiant.boot.evidence import BootEvidence
 from affiant.boot.ima_list import ImaExplanation, explain_ima, read_ima_list
 from affiant.boot.trust_points import last_trust_point, verify_last_trust_point
 from affiant.boot.userspace import UserspaceExplanation, explain_userspace, first_records
-from affiant.model.errors import ForgedError, SetupError
+from affiant.model.errors import ForgedError, MalformedError, SetupError
 from affiant.tpm.algorithms import HashAlgorithm
 from affiant.tpm.attest import QuoteInfo, parse_attest
 from affiant.tpm.attestation_key import STRONG_HASHES, AttestationKey, verify_attestation_key
@@ -240,7 +240,13 @@ def _quote_of_trust_point(
 
 def _key(public: bytes, *, unsafe_accept_sha1: bool) -> AttestationKey:
     hashes = STRONG_HASHES | ({HashAlgorithm.SHA1} if unsafe_accept_sha1 else set())
-    return verify_attestation_key(public, allowed_hashes=frozenset(hashes))
+    try:
+        return verify_attestation_key(public, allowed_hashes=frozenset(hashes))
+    except MalformedError as error:
+        # Of a PEM file, or of the wrong one, it says that some length in it is beyond its bound.
+        raise MalformedError(
+            f"attestation key: {error}", hint="--ak takes a TPM2B_PUBLIC, as tpm2_readpublic -o writes it"
+        ) from error
 
 
 def _quote(

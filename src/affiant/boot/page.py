@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from affiant.appraisal.boot_description import Proof
-from affiant.appraisal.boot_facts import Trust
+from affiant.appraisal.boot_facts import ONLY_WINDOWS, Trust
 from affiant.appraisal.boot_judgement import BootVerdict
 from affiant.boot.events import list_events
 from affiant.boot.explain import Explanation
@@ -36,9 +36,12 @@ def explanation_page(explanation: Explanation, *, events: bool) -> Iterator[str]
         yield f"  {'+' if sentence.proven else '?'} {printable(sentence.text, limit=2000)}"
     yield ""
     yield "FACTS"
-    for fact in description.facts:
+    told = [fact for fact in description.facts if fact.source != ONLY_WINDOWS]
+    for fact in told:
         mark = "+" if fact.trust is Trust.VERIFIED and fact.value is not None else "?"
         yield f"  {mark} {fact.name:<36} {_VALUES[fact.value]:<9} {printable(fact.source)}"
+    if untold := len(description.facts) - len(told):
+        yield f"  and {untold} that only Windows measures (--json shows them)"
     yield ""
     yield from _level(explanation)
     if explanation.verdict is not None:

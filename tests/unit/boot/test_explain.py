@@ -414,3 +414,22 @@ def test_a_systemd_boot_sample_replays_onto_the_values_of_tpm2_tools(capsys: Cap
     assert code == 0
     assert 12 in found["proof"]["replayed_pcrs"]
     assert found["details"]["command_lines"]["value"]
+
+
+def test_a_page_of_linux_does_not_list_what_only_windows_measures(linux: Files, capsys: Capture) -> None:
+    """Whoever asks for JSON gets every name, known or not."""
+    _, told = page(capsys, linux.path("log"))
+    facts = explain(capsys, linux.path("log"))[1]["facts"]
+    only = [name for name, fact in facts.items() if fact["source"] == "only Windows measures this"]
+    assert f"  and {len(only)} that only Windows measures (--json shows them)" in told.splitlines()
+    assert "vbs_enabled" in only
+    assert not any(name in told for name in only)
+
+
+def test_a_key_in_another_form_is_told_which_one_is_meant(linux: Files, capsys: Capture) -> None:
+    words = linux.quoted
+    words[words.index("--ak") + 1] = linux.path("signature")
+    assert main(["boot", "explain", *words]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: attestation key: ")
+    assert "hint: --ak takes a TPM2B_PUBLIC, as tpm2_readpublic -o writes it" in said
