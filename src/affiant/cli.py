@@ -55,12 +55,24 @@ def build_parser() -> argparse.ArgumentParser:
     )
     completion.add_argument("shell", choices=("bash", "zsh"))
     completion.set_defaults(run=_completion)
+    _tell_themselves(parser)
     return parser
+
+
+def _tell_themselves(parser: argparse.ArgumentParser) -> None:
+    """Let each parser say that it was the one: the words it does not know are told with its own usage."""
+    parser.set_defaults(parser=parser)
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                _tell_themselves(command)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand and return its exit code; errors become one line and a hint."""
-    arguments = build_parser().parse_args(argv)
+    arguments, unknown = build_parser().parse_known_args(argv)
+    if unknown:
+        arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         code: int = arguments.run(arguments)
         sys.stdout.flush()  # so that a reader that has left is met here

@@ -80,3 +80,16 @@ def test_words_of_others_in_an_error_do_not_reach_the_terminal_as_commands(
         error
         == "error: no passport now: \\u001b[2J\\u001b]0;owned\\u0007\\u202e\nhint: wait\\u000d\\u001b[1A\n"
     )
+
+
+@pytest.mark.parametrize(
+    "words", [["vm", "stop", "one"], ["rules", "new-key", "x.pem"], ["completion", "bash"]]
+)
+def test_an_unknown_option_is_told_with_the_usage_of_its_command(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([*words, "--nothing"])
+    said = capsys.readouterr().err
+    assert said.startswith(f"usage: affiant {' '.join(words[:-1])} ")
+    assert f"affiant {' '.join(words[:-1])}: error: unrecognized arguments: --nothing" in said
