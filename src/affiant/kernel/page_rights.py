@@ -74,11 +74,13 @@ class RightsFinding:
     """Neighbouring pages that one page table maps with rights that they must not have.
 
     `what` is `writable and executable`, `executable for user mode`, `open to user mode`, `writable
-    alias`, `kept for the firmware`, `stray executable`, `differs from the kernel's own` or `copied page
-    tables`. `meaning` names what lies there.
+    alias`, `kept for the firmware`, `firmware code and data`, `stray executable`, `differs from the kernel's
+    own` or `copied page tables`. `meaning` names what lies there.
 
     `kept for the firmware` is a writable alias, too: one that the kernel itself leaves in the tables of EFI
-    services, of memory that it took over from the firmware's boot services (`firmware_map`).
+    services, of memory that it took over from the firmware's boot services (`firmware_map`). `firmware code
+    and data` are pages of EFI services that are both writable and executable, in these tables: of firmware
+    that does not tell the kernel which is which.
     """
 
     what: str
@@ -322,16 +324,20 @@ class _Look:
         aliases = services & self._aliases(leaves)
         kept = aliases & within_kept(leaves, self._kept) if aliases.any() else aliases
         self._add("writable alias", half.root.user, leaves, aliases & ~kept)
-        if kept.any():
-            mapped, pages = leaves.select(kept), int(leaves.size[kept].sum()) // PAGE_SIZE
-            address, physical = int(mapped.address[0]), int(mapped.physical[0])
-            meaning = self._meaning(address, physical)
-            # One for all of them: how many runs it takes to tell them is chance.
-            self.findings.append(
-                RightsFinding("kept for the firmware", address, pages, physical, half.root.user, meaning)
-            )
+        self._add_as_one("kept for the firmware", half.root.user, leaves, kept)
+        both = services & leaves.writable & leaves.executable
+        self._add_as_one("firmware code and data", half.root.user, leaves, both)
         size = int(leaves.size[services & leaves.executable].sum()) // PAGE_SIZE
         self.executable["efi services"] = self.executable.get("efi services", 0) + size
+
+    def _add_as_one(self, what: str, root: str, leaves: Leaves, mask: NDArray[np.bool_]) -> None:
+        """Tell all pages by the first of them: how many runs it takes to tell them is chance."""
+        found = np.flatnonzero(mask)
+        if len(found):
+            pages = int(leaves.size[mask].sum()) // PAGE_SIZE
+            address, physical = int(leaves.address[found[0]]), int(leaves.physical[found[0]])
+            meaning = self._meaning(address, physical)
+            self.findings.append(RightsFinding(what, address, pages, physical, root, meaning))
 
     def _protected(
         self, leaves: Leaves, fixed: list[tuple[int, int]]

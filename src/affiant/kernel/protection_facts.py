@@ -44,7 +44,8 @@ PAGE_RIGHTS_FIELDS = {
     "executable_pages": "executable 4 KiB pages by place: kernel text, module area, real mode, vsyscall",
     "protected_pages": "4 KiB of RAM that hold code or read-only data, which nothing may map writable",
     "findings": "what, address, pages, physical, root, meaning of each run of pages with wrong rights; "
-    "'kept for the firmware' (one entry) is what the kernel itself leaves in the tables of EFI services",
+    "'kept for the firmware' (one entry) is what the kernel itself leaves in the tables of EFI services, "
+    "'firmware code and data' (one entry) what firmware has there both writable and executable",
     "findings_by_kind": "how many there are of each kind",
     "findings_left_out": "findings beyond the first 256",
 }

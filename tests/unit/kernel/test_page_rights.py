@@ -517,6 +517,19 @@ def test_what_user_mode_may_reach_among_efi_services_is_found(executable: bool, 
     assert [(each["what"], each["root"]) for each in found] == [(what, "efi")]
 
 
+def test_what_firmware_has_both_writable_and_executable_is_told_once_and_as_what_it_is() -> None:
+    guest = efi_guest()
+    for page in (0, 1, 5):
+        place = 0x10_0000 + 4096 * page
+        guest.map(
+            FIRMWARE + place, 0x180_0000 + 4096 * page, 4096, writable=True, executable=True, root=EFI_TABLE
+        )
+    fact = look(guest.open())
+    (told,) = (each for each in fact["findings"] if each["what"] == "firmware code and data")
+    assert (told["address"], told["pages"], told["root"]) == (hex(FIRMWARE + 0x10_0000), 3, "efi")
+    assert fact["executable_pages"]["efi services"] == 3
+
+
 def test_a_map_without_end_excuses_nothing() -> None:
     guest = efi_guest()
     guest.poke(guest.physical(SYMBOLS["efi"]) + 16 + 8, (1 << 30).to_bytes(4, "little"))
