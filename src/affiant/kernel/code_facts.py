@@ -60,14 +60,17 @@ def kernel_text(guest: Guest, now: float) -> Fact:
     half_done = {(run.site, run.address) for run in seen.passing}
     # One change waits for the other: in a guest that is short of processor time, for many seconds.
     excused = bool(half_done) and is_changing_code(guest.program)
-    lasting = guest.patience.settled("sites", half_done, now, excused=excused)
+    unjudged = {reason.partition(":")[0] for reason in seen.unjudged}
+    lasting = guest.patience.settled(
+        "sites", half_done, now, excused=excused, unseen=lambda key: key[0] in unjudged
+    )
     stuck = tuple(run for run in seen.passing if (run.site, run.address) in lasting)
     seen = replace(
         seen,
         unexplained=(seen.unexplained + stuck)[:MOST_DIFFERENCES],
         unexplained_bytes=seen.unexplained_bytes + sum(run.length for run in stuck),
         left_out=seen.left_out + max(0, len(seen.unexplained) + len(stuck) - MOST_DIFFERENCES),
-        passing=tuple(run for run in seen.passing if run not in stuck),
+        passing=tuple(run for run in seen.passing if (run.site, run.address) not in lasting),
     )
     # Any other mapping of the text must hold, byte for byte, what was found legal in the kernel's own.
     others = guest.other_spaces()

@@ -261,7 +261,7 @@ def _judged(verdict: Verdict | None) -> dict[str, Any]:
     if verdict is None:
         return {}
     return {
-        "passing": verdict.passing[:MOST_DIFFERENCES],
+        "passing": verdict.passing,  # all of them: those that last must not hide behind those that do not
         "hooks": verdict.hooks,
         "sites": verdict.sites,
         "unjudged": verdict.unreadable,

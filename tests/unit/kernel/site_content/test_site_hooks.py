@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from affiant.kernel import text
 from affiant.kernel.code_changes import is_changing_code
 from affiant.kernel.facts import collect
 from affiant.kernel.lists import Words, list_entries
@@ -167,6 +168,43 @@ def test_what_is_half_done_may_last_while_the_kernel_changes_its_code(world: Sit
         for owner, changing in ((1, True), (0, False)):  # nobody has it, and somebody waits; or nobody
             world.write(lock, owner.to_bytes(8, "little"))
             assert is_changing_code(world.seen.program) is changing
+
+
+def left(world: SiteWorld, site: str, *, half_done: bool) -> None:
+    """Let a function call the trampoline of a tracer that is on no list any more, or nothing."""
+    call = near(0xE8, PLACES[site] + SLIDE, FOREIGN)
+    world.write(PLACES[site], call if half_done else NOP5)
+
+
+def half_done_world(world: SiteWorld) -> None:
+    _, ops = trampoline_of(world, TRACER + SLIDE)
+    world.write(OPS_LIST, (LIST_END + SLIDE).to_bytes(8, "little"))
+    world.guest.link(TRAMPOLINES + SLIDE, ops + 40)
+
+
+def test_a_site_that_stays_half_done_is_not_hidden_by_others_before_it(
+    world: SiteWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those may be as many as are told, and be others in each look."""
+    monkeypatch.setattr(text, "MOST_DIFFERENCES", 1)
+    half_done_world(world)
+    left(world, "traced_2", half_done=True)
+    for now in range(6):
+        left(world, "traced", half_done=now % 2 == 0)
+        fact = collect(world.seen, ["kernel_text"], now=float(now))["kernel_text"].to_json()
+    assert [run["address"] for run in fact["unexplained"]] == [hex(PLACES["traced_2"] + SLIDE)]
+
+
+def test_a_site_that_cannot_be_judged_now_and_then_stays_half_done(world: SiteWorld) -> None:
+    half_done_world(world)
+    left(world, "traced", half_done=True)
+    found = []
+    for now in range(14):
+        world.write(OPS_LIST, (0x1000 if now % 2 else LIST_END + SLIDE).to_bytes(8, "little"))
+        fact = collect(world.seen, ["kernel_text"], now=float(now))["kernel_text"].to_json()
+        assert bool(fact["unjudged"]) == bool(now % 2)
+        found.append(bool(fact["unexplained"]))
+    assert found.index(True) == 10
 
 
 @pytest.mark.parametrize("function", [MODULE_AREA + 0x40, OTHER + SLIDE + 1])
