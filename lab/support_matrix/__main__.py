@@ -42,12 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     kernels = [kernel for kernel in KERNELS if options.only in kernel.name]
     if not kernels:
         parser.error(f"no kernel has {options.only!r} in its name")
-    text = page.read_text()
-    put(text, "")  # a page without marks is told before an hour is spent
+    put(page.read_text(), "")  # a page without marks is told before an hour is spent
     host = describe_host()
     seen = tuple(look_at(kernel, refresh=not options.cached, tell=_tell) for kernel in kernels)
     if len(kernels) == len(KERNELS):
-        page.write_text(put(text, _generated(host, seen)))
+        # Read now: whoever writes the rest of it by hand need not wait for the guests.
+        page.write_text(put(page.read_text(), _generated(host, seen)))
         _tell(f"written: {page}")
     elif not options.json:
         print(_generated(host, seen))

@@ -26,8 +26,10 @@ _LEGEND: Final = """\
 - **failed**: it could not be read, for the reason below the table.
 - **not seen**: the guest did not come so far, for the reason below the table of kernels."""
 _SITES_ARE: Final = """\
-Places in `.text` where the kernel patches itself, by class, as the reference image lists them, and how many
-bytes in them were not as linked: all of them explained where `kernel_text_intact` holds."""
+Places in `.text` where the kernel patches itself, by class, as the reference image lists them; how many were
+judged by themselves, where it is not all of them (the others lie within these, or at the same places, and are
+judged with them); and how many bytes in them were not as linked: all of them explained where
+`kernel_text_intact` holds."""
 _FLAWS_ARE: Final = """\
 What each kernel says of itself, with the processor that it was given. Whether a kernel makes such code of
 itself as is there, `kernel_text_intact` judges at the patch sites; not whether it fits these words."""
