@@ -12,6 +12,7 @@ rule must not take that for health.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
@@ -271,6 +272,7 @@ class _Look:
         self.findings: list[RightsFinding] = []
         self.executable: dict[str, int] = {}
         self.left_out = 0
+        self._told: Counter[str] = Counter()
         self._describe = program.describe
         self._text = _pages(program.address("_text"), program.address("_etext"))
         self._image_end = program.address("_end")
@@ -391,23 +393,21 @@ class _Look:
             self.executable[_PLACES[place]] = int(sizes[own == place].sum()) // PAGE_SIZE
 
     def _add(self, what: str, root: str, leaves: Leaves, mask: NDArray[np.bool_]) -> None:
-        found = leaves.select(mask)
-        if not len(found):
+        address, physical, size = leaves.address[mask], leaves.physical[mask], leaves.size[mask]
+        if not len(address):
             return
-        follows = (found.address[:-1] + found.size[:-1] == found.address[1:]) & (
-            found.physical[:-1] + found.size[:-1] == found.physical[1:]
-        )
+        follows = (address[:-1] + size[:-1] == address[1:]) & (physical[:-1] + size[:-1] == physical[1:])
         first = np.concatenate(([0], np.flatnonzero(~follows) + 1))
-        last = np.concatenate((first[1:] - 1, [len(found) - 1]))
-        self.left_out += max(0, len(first) - _MOST_RUNS)
-        for begin, finish in zip(first[:_MOST_RUNS].tolist(), last[:_MOST_RUNS].tolist(), strict=True):
-            address, physical = int(found.address[begin]), int(found.physical[begin])
-            size = int(found.address[finish]) + int(found.size[finish]) - address
-            self.findings.append(
-                RightsFinding(
-                    what, address, size // PAGE_SIZE, physical, root, self._meaning(address, physical)
-                )
-            )
+        last = np.concatenate((first[1:] - 1, [len(address) - 1]))
+        # Of each kind, whosever tables they are in: a thousand processes may have as many each.
+        room = slice(_MOST_RUNS - self._told[what])
+        self._told[what] += len(first[room])
+        self.left_out += len(first) - len(first[room])
+        for begin, finish in zip(first[room].tolist(), last[room].tolist(), strict=True):
+            start, place = int(address[begin]), int(physical[begin])
+            pages = (int(address[finish]) + int(size[finish]) - start) // PAGE_SIZE
+            meaning = self._meaning(start, place)
+            self.findings.append(RightsFinding(what, start, pages, place, root, meaning))
 
     def _meaning(self, address: int, physical: int) -> str:
         """Name what lies at a page: by its address, or by the kernel image's physical place."""

@@ -470,6 +470,25 @@ def test_tables_of_a_process_that_map_more_than_memory_holds_are_no_look(guest: 
     assert most < 100 << 20
 
 
+def test_of_one_kind_only_so_many_findings_are_told_whosever_tables_they_are_in(
+    guest: SyntheticGuest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page_rights, "_MOST_RUNS", 8)
+    for number in range(4):
+        table = 0x1A0_0000 + 4096 * number
+        guest.poke(table, bytes(guest.ram[guest.root : guest.root + 4096]))
+        guest.word(table + 8 * 300, 0)
+        for page in range(6):
+            address = (1 << 64) - (1 << 56) | 300 - 256 << 48 | page << 13
+            guest.map(address, 0x1C0_0000 + 4096 * page, 4096, root=table)
+        memory, guest.process_memory = guest.allocate(16)
+        guest.word(memory + 8, DIRECT_MAP + table)
+        guest.add_task(100 + number, "one of four", 1000)
+    fact = look(guest.open())
+    assert fact["findings_by_kind"] == {"differs from the kernel's own": 8}
+    assert fact["findings_left_out"] == 4 * 6 - 8
+
+
 def test_a_list_of_tasks_that_leads_below_all_memory_is_taken_for_what_it_is(guest: SyntheticGuest) -> None:
     """The kernel's own tables map address 0 here, and an element of the list lies there."""
     head, node, page = guest.running("init_task") + 0x20, 8, 0x1A0_0000
