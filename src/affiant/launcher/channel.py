@@ -155,7 +155,8 @@ class LauncherChannel:
         request = read_request(item)
         try:
             return write_answer(request, self.answer(request))
-        except UnavailableError as error:
+        except (UnavailableError, OSError) as error:
+            # The host failed, not the channel: ended, it would take the monitor and all that it saw along.
             return write_failure(FailureKind.UNAVAILABLE, str(error))
         except (AffiantError, ValueError) as error:
             return write_failure(FailureKind.REFUSED, str(error))

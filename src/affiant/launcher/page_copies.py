@@ -118,7 +118,8 @@ class PageCopies:
 
     def close(self) -> None:
         """Give everything back. The monitor keeps its descriptor, of a file that is all hole."""
-        self.forget()
+        with contextlib.suppress(UnavailableError):  # the file's memory goes with its last descriptor
+            self.forget()
         self._from.release()
         self._to.release()
         self._mapped_ram.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import secrets
 import socket
 import struct
@@ -271,6 +273,21 @@ def test_pages_are_copied_and_the_tpms_state_withheld_only_where_state_is_saved(
     assert isinstance(copied, Copied)
     assert (copied.stream, seen) == (b"QEVM", [True])
     assert monitor.qemu.told == ["copy ((3, 2),)"] * 2
+    assert monitor.ask(ForgetCopy()) is None
+
+
+def test_what_the_host_cannot_do_is_told_and_the_channel_lives(
+    monitor: Monitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A monitor that ends takes the violations that it saw along: the next one's session begins without."""
+
+    def failing(copies: FakeCopies) -> None:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(FakeCopies, "forget", failing)
+    failure = monitor.ask(ForgetCopy())  # type: ignore[func-returns-value]
+    assert failure == Failure(FailureKind.UNAVAILABLE, "[Errno 22] Invalid argument")
+    monkeypatch.undo()
     assert monitor.ask(ForgetCopy()) is None
 
 
