@@ -49,7 +49,7 @@ def _devices(arguments: argparse.Namespace) -> int:
 def _sessions(arguments: argparse.Namespace) -> int:
     from affiant.service.database import transaction
     from affiant.service.rows import show_rows
-    from affiant.service.session_store import all_sessions
+    from affiant.service.session_store import SessionState, all_sessions
 
     with transaction(storage(arguments)) as connection:
         found = all_sessions(connection)
@@ -75,7 +75,14 @@ def _sessions(arguments: argparse.Namespace) -> int:
     ]
     if not arguments.json:
         rows = [
-            {**row, "seen": f"{seconds - each.last_seen} s ago"}
+            {
+                **row,
+                "seen": f"{seconds - each.last_seen} s ago",
+                # The state says it already, of every session of a machine but the last.
+                "ended_because": ""
+                if row["state"] == SessionState.SUPERSEDED.value
+                else row["ended_because"],
+            }
             for row, each in zip(rows, found, strict=True)
         ]
     columns = ["session", "device", "level", "state", "violations", "rules", "seen"]

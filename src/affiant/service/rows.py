@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 
 __all__ = ["show_rows"]
 
+_WIDEST = 4096
+
 
 def show_rows(
     rows: Sequence[Mapping[str, object]],
@@ -36,7 +38,10 @@ def show_rows(
         table.add_column(name.replace("_", " "), no_wrap=True)
     for row in rows:
         table.add_row(*(escape(_cell(name, row[name])) for name in shown))
-    console.print(table)
+    # A row that is wider than the terminal goes on in the next line: what is cut off cannot be read at all,
+    # and a pipe has no width.
+    needed = console.measure(table, options=console.options.update_width(_WIDEST)).maximum
+    Console(width=max(console.width, needed)).print(table, crop=False)
     for row in rows:
         for name in reasons:
             if row[name]:

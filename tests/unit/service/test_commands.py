@@ -277,6 +277,25 @@ def test_what_a_service_could_not_run_by_is_refused_at_once(
     assert not (tmp_path / "service").exists()
 
 
+def test_nothing_of_a_row_is_cut_off_and_a_state_is_told_once(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pipe has no width, and a terminal may be narrow: half a name is none."""
+    monkeypatch.setenv("COLUMNS", "40")
+    world = make_world(tmp_path / "service")
+    machine = world.machine()
+    for version in (3, 4):
+        world.service.now += 1
+        session = machine.attest()
+        rules = RulesUsed("a-fleet-with-a-name", version, bytes(32))
+        session.heartbeat(session.runtime_report(session.nonce, world.service.settings.issuer, rules=rules))
+    _, out, _ = run(capsys, "sessions", "--folder", str(tmp_path / "service"))
+    head, *rows = out.splitlines()
+    assert head.split() == ["session", "device", "level", "state", "violations", "rules", "seen"]
+    assert [row.split()[3] for row in rows] == ["superseded", "alive"]
+    assert all("a-fleet-with-a-name" in row and row.rstrip().endswith("s ago") for row in rows)
+
+
 def test_a_database_of_another_version_is_refused(folder: str, capsys: Capture) -> None:
     engine = open_database(f"sqlite:///{folder}/service.db")
     with engine.begin() as connection:
