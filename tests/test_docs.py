@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from affiant.cli import build_parser
+from lab.support_matrix.names import names_of_today
+from lab.support_matrix.page import stale as stale_names
 from lab.tamper.page import stale as stale_techniques
 from lab.tamper.table import TECHNIQUES
 
@@ -73,6 +75,11 @@ def test_the_readme_shows_the_two_commands() -> None:
     text = (ROOT / "README.md").read_text()
     assert "make demo" in text
     assert "make test" in text
+
+
+def test_the_support_matrix_names_every_kernel_rule_fact_and_class_of_today() -> None:
+    """`make support-matrix` writes it anew."""
+    assert stale_names((ROOT / "docs/support-matrix.md").read_text(), names_of_today()) == ()
 
 
 def test_the_tamper_report_is_of_today_s_techniques() -> None:
