@@ -23,7 +23,7 @@ from affiant.launcher.qemu_monitor import QemuMonitor
 from affiant.monitor.registers import Moment
 from lab.guests import LabGuest
 
-__all__ = ["LiveGuest", "open_live_guest", "open_memory", "registers"]
+__all__ = ["LiveGuest", "open_live_guest", "open_memory", "page_copies", "registers"]
 
 _QMP_SECONDS = 60.0
 
@@ -123,7 +123,7 @@ def open_live_guest(guest: LabGuest, reference: ReferenceImage) -> Iterator[Live
         cpus = _parsed(launcher.registers())
         size = machine.memory_bytes
         with (
-            _copies(Path(machine.ram), size) as copies,
+            page_copies(Path(machine.ram), size) as copies,
             open_memory(Path(machine.ram), size, copies=copies.descriptor) as (memory, ram),
         ):
             seen = Guest.open(memory, reference, cpus)
@@ -134,7 +134,8 @@ def open_live_guest(guest: LabGuest, reference: ReferenceImage) -> Iterator[Live
 
 
 @contextmanager
-def _copies(path: Path, size: int) -> Iterator[PageCopies]:
+def page_copies(path: Path, size: int) -> Iterator[PageCopies]:
+    """Make a place for copies of pages of a guest's memory, as a launcher has it."""
     ram = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         copies = PageCopies(ram, memory_bytes=size, below_4g_bytes=q35_below_4g_bytes(size))

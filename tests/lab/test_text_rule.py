@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,14 +16,16 @@ from affiant.assertions.bundle import packaged_library
 from affiant.assertions.engine import Engine
 from affiant.kernel.guest import Guest
 from affiant.kernel.memory import GuestMemory
+from affiant.kernel.reference import ReferenceImage
+from affiant.launcher.page_copies import PageCopies
 from affiant.launcher.qemu_monitor import QemuMonitor
 from affiant.model.errors import AffiantError
 from affiant.model.outcome import Outcome
 from affiant.vm.initramfs import READY_LINE
 from lab.console import Console, ConsoleTimeoutError
 from lab.guests import GuestPlan, LabGuest, plan_machine
-from lab.live_guest import LiveGuest, registers
-from lab.looking import facts_of
+from lab.live_guest import LiveGuest, open_memory, page_copies, registers
+from lab.looking import WaitingClock, facts_of, judge_one_moment
 from lab.plain import run_plain
 from lab.references import reference_of
 from lab.tamper.technique import SUITES
@@ -32,10 +35,28 @@ LOOKS_UNDER_LOAD = 40
 QMP_SECONDS = 60.0
 
 
+@dataclass(frozen=True)
+class Booting:
+    """A guest that nobody waits for, and what looks at it go through."""
+
+    guest: LabGuest
+    monitor: QEMUMonitorProtocol
+    launcher: QemuMonitor
+    memory: GuestMemory
+    ram: mmap.mmap
+    copies: PageCopies
+
+    def live(self, reference: ReferenceImage) -> LiveGuest | None:
+        """Return the guest with its kernel, None while that does not run yet."""
+        try:
+            seen = Guest.open(self.memory, reference, registers(self.monitor))
+        except AffiantError:
+            return None
+        return LiveGuest(seen, self.memory, self.ram, self.monitor, self.launcher, self.guest, self.copies)
+
+
 @contextmanager
-def _booting(
-    plan: GuestPlan,
-) -> Iterator[tuple[LabGuest, QEMUMonitorProtocol, QemuMonitor, GuestMemory, mmap.mmap]]:
+def _booting(plan: GuestPlan) -> Iterator[Booting]:
     """Start a guest and do not wait for it."""
     with ExitStack() as stack:
         machine = plan_machine(plan, Path(stack.enter_context(TemporaryDirectory(prefix="affiant-guest-"))))
@@ -48,10 +69,11 @@ def _booting(
         launcher = QemuMonitor()
         stack.callback(launcher.close)
         launcher.connect(process.launcher_qmp, timeout=QMP_SECONDS, alive=lambda: True)
-        memory = stack.enter_context(GuestMemory.open(machine.ram, memory_bytes=machine.memory_bytes))
-        file = stack.enter_context(machine.ram.open("r+b"))
-        ram = stack.enter_context(mmap.mmap(file.fileno(), 0))
-        yield LabGuest(plan, machine, plan.kernel(), process, console), monitor, launcher, memory, ram
+        size = machine.memory_bytes
+        copies = stack.enter_context(page_copies(machine.ram, size))
+        memory, ram = stack.enter_context(open_memory(machine.ram, size, copies=copies.descriptor))
+        guest = LabGuest(plan, machine, plan.kernel(), process, console)
+        yield Booting(guest, monitor, launcher, memory, ram, copies)
 
 
 def _ready(console: Console) -> bool:
@@ -67,28 +89,25 @@ def test_health_is_never_taken_for_tampering(suite: str) -> None:
     """While the kernel boots the rule is inconclusive, and from then on it holds; under load, too."""
     plan = GuestPlan(suite=suite, firmware=False, tpm=False)
     reference = reference_of(plan.kernel())
-    with _booting(plan) as (guest, monitor, launcher, memory, ram), Engine(packaged_library()) as engine:
+    clock = WaitingClock()
+    with _booting(plan) as booting, Engine(packaged_library()) as engine:
+        guest = booting.guest
         (script,) = (script for script in engine.bundle.scripts if script.name == RULE)
         live: LiveGuest | None = None
         outcomes: list[Outcome] = []
 
         def look() -> None:
             assert live is not None
-            (result,) = engine.judge(facts_of(live, [script]), only=[RULE])
+            (result,) = engine.judge(facts_of(live, [script], now=clock.now()), only=[RULE])
             if result.outcome is Outcome.VIOLATED:  # as a monitor does: what no longer stands is not told
-                with live.paused():
-                    (result,) = engine.judge(facts_of(live, [script], at_rest=True), only=[RULE])
+                (result,) = judge_one_moment(live, engine, [RULE], clock=clock)
             assert result.outcome is not Outcome.VIOLATED, result.findings
             outcomes.append(result.outcome)
 
         while not _ready(guest.console):
-            if live is None:
-                try:
-                    seen = Guest.open(memory, reference, registers(monitor))
-                    live = LiveGuest(seen, memory, ram, monitor, launcher, guest)
-                except AffiantError:
-                    continue  # the kernel does not run yet
-            look()
+            live = live or booting.live(reference)
+            if live is not None:
+                look()
         assert live is not None
         assert Outcome.INCONCLUSIVE in outcomes, "no look was early enough to see the kernel boot"
         guest.console.wait("guest# ", timeout=120)
