@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from affiant.kernel.program import KernelProgram
 from affiant.kernel.reference import ReferenceImage
 from affiant.kernel.reference.btf import BtfKind
 from lab.guests import LabGuest
 
-__all__ = ["PASSING_PROGRAMS", "loaded_programs", "passing_programs"]
+__all__ = ["PASSING_PROGRAMS", "loaded_programs", "passing_programs", "replaced_operations"]
 
 _LOADER: Final = "/tmp/bpf_load"
 _PASSING: Final = f"{_LOADER}.passing"
@@ -29,6 +30,9 @@ _FLAGS: Final = [
 ]
 _TRACED: Final = "vfs_open"
 _CGROUPS: Final = "/tmp/cgroups"
+_OPERATIONS: Final = "tcp_congestion_ops"
+_VALUE: Final = f"bpf_struct_ops_{_OPERATIONS}"
+_REPLACED: Final = ("ssthresh", "cong_avoid", "undo_cwnd")
 _LINE: Final = 900  # what a serial console takes at once
 
 
@@ -42,18 +46,13 @@ def loaded_programs(
     write to the memory of processes.
     """
     run = guest.console.run
-    packed = base64.b64encode(_compiled()).decode()
-    run("rm -f /tmp/bpf_load.b64 /tmp/bpf_load.out")
-    for start in range(0, len(packed), _LINE):
-        run(f"echo {packed[start : start + _LINE]} >> /tmp/bpf_load.b64")
-    run(f"base64 -d /tmp/bpf_load.b64 > {_LOADER}; chmod +x {_LOADER}")
+    _install(guest)
     traced = reference.types.find(_TRACED, BtfKind.FUNC)
     assert traced is not None, f"the kernel's types do not name {_TRACED}"
     run(f"mkdir -p {_CGROUPS}; mount -t cgroup2 none {_CGROUPS}")
     more = " writer" if writer else ""
     run(f"{_LOADER} {traced.id} {_CGROUPS}{more} > /tmp/bpf_load.out 2>&1 & loader=$!")
-    run("while ! grep -q loaded /tmp/bpf_load.out; do sleep 0.1; done")
-    answers = _answers(run("cat /tmp/bpf_load.out"))
+    answers = _loaded(guest)
     try:
         yield answers
     finally:
@@ -61,10 +60,46 @@ def loaded_programs(
         run(f"kill $loader; wait $loader; umount {_CGROUPS}; rm -f /tmp/bpf_load*; sleep 3")
 
 
+@contextmanager
+def replaced_operations(guest: LabGuest, program: KernelProgram) -> Iterator[dict[str, int]]:
+    """Have programs replace three operations of the kernel meanwhile; yields what the kernel answered."""
+    run = guest.console.run
+    _install(guest)
+    value = program.reference.types.find(_VALUE, BtfKind.STRUCT)
+    operations = program.reference.types.find(_OPERATIONS, BtfKind.STRUCT)
+    assert value is not None and operations is not None, "the kernel's operations cannot be replaced"
+    of_value, kind = f"struct {_VALUE}", f"struct {_OPERATIONS}"
+    members = [member.name for member in program.drgn.type(kind).members]
+    numbers = [value.id, program.size(of_value), operations.id, program.offset(of_value, "data")]
+    numbers.append(program.offset(kind, "name"))
+    for name in _REPLACED:
+        numbers += [program.offset(kind, name), members.index(name)]
+    run(f"{_LOADER} {' '.join(map(str, numbers))} > /tmp/bpf_load.out 2>&1 & loader=$!")
+    answers = _loaded(guest)
+    try:
+        yield answers
+    finally:
+        run("touch /tmp/bpf_load.end; wait $loader; rm -f /tmp/bpf_load*; sleep 3")
+
+
 def passing_programs(guest: LabGuest) -> dict[str, int]:
     """Run `PASSING_PROGRAMS` once; return what the kernel answered: a loop in the background tells nobody."""
     guest.console.run(f"rm -f {_PASSING}; {PASSING_PROGRAMS}")
     return _answers(guest.console.run(f"cat {_PASSING}"))
+
+
+def _install(guest: LabGuest) -> None:
+    run = guest.console.run
+    packed = base64.b64encode(_compiled()).decode()
+    run("rm -f /tmp/bpf_load.b64 /tmp/bpf_load.out")
+    for start in range(0, len(packed), _LINE):
+        run(f"echo {packed[start : start + _LINE]} >> /tmp/bpf_load.b64")
+    run(f"base64 -d /tmp/bpf_load.b64 > {_LOADER}; chmod +x {_LOADER}")
+
+
+def _loaded(guest: LabGuest) -> dict[str, int]:
+    guest.console.run("while ! grep -q loaded /tmp/bpf_load.out; do sleep 0.1; done")
+    return _answers(guest.console.run("cat /tmp/bpf_load.out"))
 
 
 def _answers(told: str) -> dict[str, int]:

@@ -9,7 +9,7 @@ from iced_x86 import Decoder
 
 from affiant.kernel.facts import collect
 from affiant.kernel.page_content.bpf_lists import read_bpf_lists
-from lab.bpf import loaded_programs
+from lab.bpf import loaded_programs, replaced_operations
 from lab.live_guest import LiveGuest
 from lab.looking import SkippingClock
 from lab.references import reference_of
@@ -55,6 +55,27 @@ def test_programs_trampolines_and_dispatchers_are_told_and_not_blamed(
         assert hooks["bpf"]["symbol"].startswith("vfs_open")
         assert hooks["bpf"]["owner"].startswith("bpf bpf_trampoline_")
     assert_clean(look(supported, clock))
+
+
+def test_operations_of_the_kernel_that_programs_replace_are_told_and_not_blamed(
+    supported: LiveGuest, clock: SkippingClock
+) -> None:
+    """Their functions lie one behind the other; Linux 6.1 keeps no symbols of them."""
+    if "ksyms" not in _members(supported, "struct bpf_struct_ops_map"):
+        pytest.skip("this kernel tells nobody whose code replaces its operations")
+    with replaced_operations(supported.lab, supported.guest.program) as answers:
+        assert min(answers.values()) >= 0, answers
+        facts = look(supported, clock)
+        assert_clean(facts)
+        programs = collect(supported.refreshed(), ["bpf_programs"], now=clock.now())["bpf_programs"].to_json()
+        uses = {each["name"]: {use["what"] for use in each["uses"]} for each in programs["programs"]}
+        for name in ("lab_first", "lab_second", "lab_third"):
+            assert "trampoline" in uses[name], uses
+    assert_clean(look(supported, clock))
+
+
+def _members(live: LiveGuest, kind: str) -> set[str | None]:
+    return {member.name for member in live.guest.program.drgn.type(kind).members}
 
 
 @pytest.mark.parametrize(

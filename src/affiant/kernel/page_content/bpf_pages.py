@@ -271,7 +271,11 @@ class BpfPages:
             address = start + position
             symbol = lists.symbols.get(address)
             if symbol is not None and not symbol.program:
-                size = -(-(symbol.end - symbol.start) // CHUNK) * CHUNK
+                size = symbol.end - symbol.start
+                following = lists.symbols.get(symbol.end)
+                # What replaces operations of the kernel has one function behind the other (struct_ops).
+                if following is None or following.program:
+                    size += -(position + size) % CHUNK
                 self._generated(lists, symbol, memory[position : position + size], found)
             else:
                 size = int.from_bytes(memory[position : position + 4], "little")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -303,6 +304,38 @@ def test_an_exception_table_is_told_apart_and_must_be_the_programs(pack: Pack) -
     assert "is no exception of" in reason
     pack.programs[start] = replace(program, table=place, exceptions=1000)
     assert any("is no place for the exceptions" in reason for _, reason in pack.faults())
+
+
+def operations(pack: Pack, bodies: Sequence[bytes]) -> int:
+    """Put functions that replace operations of the kernel at a chunk, one behind the other; return where."""
+    codes = [bytes.fromhex("554889e5") + body + EXIT + b"\xcc" * 7 for body in bodies]
+    start = place = pack.put(20, b"".join(codes), header=False)
+    pack.used |= set(range(20, 30))
+    for number, code in enumerate(codes):
+        pack.symbols[place] = BpfSymbol(place, place + len(code), f"bpf__operations_{number}", False, 0)
+        place += len(code)
+    return start
+
+
+def test_functions_that_replace_operations_of_the_kernel_lie_one_behind_the_other(pack: Pack) -> None:
+    start = PACK + 20 * CHUNK
+    call = near(0xE8, start + 4, next(iter(pack.programs)))
+    operations(pack, [call, b"\x90" * 60, b""])
+    (claim,) = pack.look()
+    assert (claim.pieces, claim.faults) == (6, ())
+
+
+def test_each_of_them_is_judged(pack: Pack) -> None:
+    start = operations(pack, [b"", bytes.fromhex("0f22c0"), b""])
+    ((address, reason),) = pack.faults()
+    assert (PACK + address, "does not use" in reason or "register" in reason) == (start + 4 + 2 + 7 + 4, True)
+
+
+def test_code_behind_the_last_of_them_is_found(pack: Pack) -> None:
+    operations(pack, [b"", b""])
+    pack.memory[20 * CHUNK + 40 : 20 * CHUNK + 43] = bytes.fromhex("0f22c0")
+    ((_, reason),) = pack.faults()
+    assert "bpf__operations_1" in reason
 
 
 def test_a_header_that_claims_more_than_is_in_use_is_found(pack: Pack) -> None:
