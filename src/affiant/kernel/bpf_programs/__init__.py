@@ -12,7 +12,8 @@ Promised: a program that one of these places leads to, and that `prog_idr` does 
 a link that `link_idr` does not name. All of the places are guest memory, so each is a witness and none a
 proof; but trampolines are read as code, which leads to what it calls.
 
-Not promised: places that are not in the table (filters of sockets, maps of sockets, classifiers in modules).
+Not promised: places that are not in the table (filters of sockets, maps of sockets, routes, devices of
+netkit's, classifiers in modules, probes on many functions at once).
 What is loaded there and on no list is a classic filter for `page_content`, which may then call and write next
 to nothing.
 """
