@@ -5,7 +5,11 @@
 #ifndef HELD_H
 #define HELD_H
 
-#define MOST_TICKS 100000000000ul /* less than a minute, after which it ends by itself */
+/*
+ * After so many ticks of the time stamp counter it ends by itself: within a minute, at 1.7 GHz or more. With interrupts
+ * off, no other clock is sure to go on: the kernel's own may wrap around unless somebody reads it in time.
+ */
+#define MOST_TICKS 100000000000ul
 #define DEBUG "\001" "7" /* KERN_DEBUG: for the log, not for the console */
 
 enum { WAITING, WANTED, HELD, ENOUGH };
