@@ -44,6 +44,7 @@ _EV_NO_ACTION = 3
 _FIRST_EVENT_HEADER: Final = struct.Struct("<II20sI")
 _LINUX_HEADER: Final = struct.Struct("<IIB")
 _FINAL_TABLE: Final = struct.Struct("<QQ")
+_SPEC_HEAD: Final = 28  # TCG_EfiSpecIDEvent up to its list of algorithms
 _MOST_ALGORITHMS, _MOST_EVENTS, _MOST_CANDIDATES = 16, 1 << 16, 64
 _NO_TABLE = ((1 << 64) - 1, 0)
 
@@ -142,7 +143,7 @@ def _first_event_size(data: bytes) -> int:
 
 def _digest_sizes(data: bytes) -> dict[int, int] | None:
     """Return algorithm to digest size from the Spec ID event, or None if it is none (10.4.5.1)."""
-    if len(data) < _FIRST_EVENT_HEADER.size + 28:
+    if len(data) < _FIRST_EVENT_HEADER.size + _SPEC_HEAD:
         return None
     pcr, kind, digest, size = _FIRST_EVENT_HEADER.unpack_from(data)
     body = data[_FIRST_EVENT_HEADER.size : _FIRST_EVENT_HEADER.size + size]
@@ -150,14 +151,16 @@ def _digest_sizes(data: bytes) -> dict[int, int] | None:
         pcr
         or kind != _EV_NO_ACTION
         or digest != bytes(20)
-        or len(body) != size
+        or not _SPEC_HEAD <= size == len(body)
         or not body.startswith(_SIGNATURE)
     ):
         return None
-    (count,) = struct.unpack_from("<I", body, 24)
-    if not 0 < count <= _MOST_ALGORITHMS or len(body) < 28 + 4 * count:
+    (count,) = struct.unpack_from("<I", body, _SPEC_HEAD - 4)
+    if not 0 < count <= _MOST_ALGORITHMS or len(body) < _SPEC_HEAD + 4 * count:
         return None
-    sizes: dict[int, int] = dict(struct.unpack_from("<HH", body, 28 + 4 * index) for index in range(count))
+    sizes: dict[int, int] = dict(
+        struct.unpack_from("<HH", body, _SPEC_HEAD + 4 * index) for index in range(count)
+    )
     return sizes if all(0 < width <= 64 for width in sizes.values()) and len(sizes) == count else None
 
 

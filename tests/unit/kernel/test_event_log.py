@@ -72,6 +72,16 @@ def test_a_preboot_size_beyond_the_table_adds_nothing() -> None:
     assert found.data == LOG
 
 
+@pytest.mark.parametrize("size", range(40))
+def test_a_first_event_of_any_size_is_no_log_and_no_end_of_the_look(size: int) -> None:
+    """A signature and nothing behind it may stand anywhere in RAM."""
+    body = (b"Spec ID Event03\0" + struct.pack("<III", 0, 0, 2)).ljust(40, b"\0")[:size]
+    found = struct.pack("<II20sI", 0, 3, bytes(20), size) + body
+    ram = memory(first=(COPY, found), copy=linux_copy(found), last=(RAM - len(found), found))
+    assert scan_for_event_logs(ram) == ()
+    assert kernel_event_log(ram, log_address=COPY - 9, final_address=FINAL) is None
+
+
 @pytest.mark.parametrize("none", [0, (1 << 64) - 1, RAM + 1, 1 << 63])
 def test_tables_that_are_not_there(none: int) -> None:
     ram = memory(copy=linux_copy(LOG))
