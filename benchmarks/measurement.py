@@ -16,9 +16,14 @@ from affiant.kernel.guest import Guest
 from affiant.kernel.paging import AddressSpace
 from benchmarks.guest import shared_guest
 from benchmarks.table import Row, least_in_turn
-from lab.live_guest import LiveGuest
+from lab.crowded import crowded_guest
+from lab.guests import GuestPlan
+from lab.live_guest import LiveGuest, open_live_guest
+from lab.references import reference_of
 
 _RUNS, _RUNS_ANEW = 30, 12
+_NEWER = ("trixie", "sid")
+_TEXT_ANEW, _MODULES_ANEW = "kernel text, each patch site judged anew", "60 modules, judged anew"
 _CODE_AND_PAGES = (
     *("kernel_text", "kernel_rodata", "modules", "module_code", "page_rights", "cpu_state"),
     "executable_pages",
@@ -26,34 +31,40 @@ _CODE_AND_PAGES = (
 
 
 def rows() -> list[Row]:
-    """Measure each part of a look, all of them, and all of them anew."""
+    """Measure each part of a look, all of them, and all of them anew; of newer kernels what has grown."""
+    found = _rows_of_parts()
+    for suite in _NEWER:
+        plan = GuestPlan(suite=suite, firmware=False, tpm=False)
+        with crowded_guest(plan) as guest, open_live_guest(guest, reference_of(guest.kernel)) as live:
+            release = ".".join(live.guest.reference.release.split(".")[:2])
+            text, modules = _text_of(live), _modules_of(live)
+            found.append(_beside(f"{release}: {_TEXT_ANEW}", _anew(live, "kernel_text"), text, _RUNS_ANEW))
+            found.append(
+                _beside(f"{release}: {_MODULES_ANEW}", _anew(live, "module_code"), modules, _RUNS_ANEW)
+            )
+    return found
+
+
+def _rows_of_parts() -> list[Row]:
     live = shared_guest()
     guest, text, modules = live.guest, _text_of(live), _modules_of(live)
     _look(guest, *_CODE_AND_PAGES)
 
     def anew(*names: str) -> Callable[[], None]:
-        def run() -> None:
-            guest.forget_verified()
-            _look(guest, *names)
-
-        return run
+        return _anew(live, *names)
 
     def steady(*names: str) -> Callable[[], None]:
         return lambda: _look(guest, *names)
-
-    def beside(what: str, ours: Callable[[], None], data: bytes | memoryview, runs: int = _RUNS) -> Row:
-        found = least_in_turn(ours, lambda: hashlib.sha256(data).digest(), runs=runs)
-        return Row(what, found[0], f"SHA-256 of its {len(data) / 1e6:.1f} MB", found[1])
 
     def goal(what: str, ours: Callable[[], None], most_ms: float, runs: int = _RUNS) -> Row:
         return Row(what, least_in_turn(ours, lambda: None, runs=runs)[0], f"goal {most_ms:.0f} ms", most_ms)
 
     return [
-        beside("kernel text, each patch site judged anew", anew("kernel_text"), text, _RUNS_ANEW),
-        beside("kernel text, steady", steady("kernel_text"), text),
+        _beside(_TEXT_ANEW, anew("kernel_text"), text, _RUNS_ANEW),
+        _beside("kernel text, steady", steady("kernel_text"), text),
         Row("kernel text, steady", *_against_memory(steady("kernel_text"), text)),
-        beside("60 modules, judged anew", anew("module_code"), modules, _RUNS_ANEW),
-        beside("60 modules, steady", steady("module_code"), modules),
+        _beside(_MODULES_ANEW, anew("module_code"), modules, _RUNS_ANEW),
+        _beside("60 modules, steady", steady("module_code"), modules),
         goal("page tables of the kernel half, walked", lambda: _walk(guest), 10),
         goal("their rights, and the tables of 150 tasks", steady("page_rights"), 10),
         goal("executable pages, each with its owner", steady("modules"), 30),
@@ -61,6 +72,19 @@ def rows() -> list[Row]:
         goal("text, read-only data, modules, pages, processors: anew", anew(*_CODE_AND_PAGES), 200, 6),
         goal("the same, steady", steady(*_CODE_AND_PAGES), 15),
     ]
+
+
+def _anew(live: LiveGuest, *names: str) -> Callable[[], None]:
+    def run() -> None:
+        live.guest.forget_verified()
+        _look(live.guest, *names)
+
+    return run
+
+
+def _beside(what: str, ours: Callable[[], None], data: bytes | memoryview, runs: int = _RUNS) -> Row:
+    found = least_in_turn(ours, lambda: hashlib.sha256(data).digest(), runs=runs)
+    return Row(what, found[0], f"SHA-256 of its {len(data) / 1e6:.1f} MB", found[1])
 
 
 def _look(guest: Guest, *names: str) -> None:
