@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from affiant.model.episode import Episode
 from affiant.model.fact_record import FactRecord
 from affiant.model.runtime_report import RulesUsed
 from affiant.wire.cose import parse_sign1
@@ -26,6 +27,7 @@ from affiant.wire.courier import (
     Show,
     write_message,
 )
+from affiant.wire.episodes import write_episodes
 from affiant.wire.evidence import sign_evidence
 from affiant.wire.fact_record import pack_facts, sign_fact_record, write_kept
 from affiant.wire.frames import encode_frame
@@ -43,6 +45,7 @@ from tests.unit.tpm.test_userspace_log import LOG as USERSPACE_LOG
 from tests.unit.tpm.windows.machine import Machine as WindowsMachine
 from tests.unit.tpm.windows.test_enclave_report import Report
 from tests.unit.tpm.windows.test_runtime_package import Package, default_reports
+from tests.unit.wire.world import VIOLATION
 
 _VECTORS = Path(__file__).parent.parent / "tests" / "vectors"
 
@@ -165,6 +168,7 @@ def _messages(machine: Machine) -> dict[str, bytes]:
         "messages/challenge": machine.service.api.challenge(b"", now=machine.service.now),
         "messages/runtime-report": session.runtime_report(bytes(32), "gate"),
         "messages/session-report": session.report_bytes,
+        "messages/episodes": write_episodes([Episode(1, VIOLATION)] * 2),
         "messages/evidence": sign_evidence(answer.evidence, key=answer.session_key, challenge=bytes(32)),
         "endorsement/whole": machine.tpm.ek_public + b"\xff\xfe\xff" + machine.tpm.ek_certificates[0],
         **_facts(session),

@@ -58,6 +58,7 @@ from affiant.wire.cose import sign1
 from affiant.wire.courier import read_message, write_message
 from affiant.wire.enrolment import decode_enrolment_proof, decode_enrolment_request
 from affiant.wire.envelope import read_envelope
+from affiant.wire.episodes import read_episodes
 from affiant.wire.evidence import verify_evidence
 from affiant.wire.fact_record import open_kept, pack_facts, read_fact_record, verify_fact_record
 from affiant.wire.frames import FrameDecoder
@@ -172,6 +173,7 @@ def _messages(octets: bytes) -> None:
         lambda: decode_enrolment_proof(octets),
         lambda: decode_launch_record(octets),
         lambda: read_envelope(octets),
+        lambda: read_episodes(octets, now_ms=1 << 62),
         lambda: claimed_issue_time(octets),
         lambda: verify_challenge(octets, root=_root(), now=_NOW),
         lambda: open_sealed(octets, key=_sealing_key(), direction=Direction.TO_SERVICE, challenge=bytes(32)),

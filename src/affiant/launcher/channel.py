@@ -38,6 +38,8 @@ from affiant.wire.launcher_requests import (
     Pause,
     Quote,
     Record,
+    Remember,
+    Remembered,
     Request,
     Resume,
 )
@@ -60,7 +62,7 @@ class Tpm:
 
 
 class LauncherChannel:
-    """Answers one monitor.
+    """Answers one monitor, and the next one when it has ended: what it had remembered is for that one.
 
     `tpm` is None for a guest without one, `facts` where none are kept, `copies` where no pages are copied.
     """
@@ -81,6 +83,7 @@ class LauncherChannel:
         self._tpm = tpm
         self._facts = facts
         self._copies = copies
+        self._remembered = (0, b"")  # of which boot, and what
 
     def serve(self, channel: socket.socket) -> None:
         """Answer until the monitor closes its end or asks what is no request. Owns `channel`."""
@@ -107,7 +110,7 @@ class LauncherChannel:
             case Record():
                 return encode_launch_record(self._record)
             case Generation():
-                return self._tpm.gateway.generation if self._tpm else 0
+                return self._generation
             case EnclaveReportFor(challenge, session_key, sealing_key, rules_version):
                 return self._identity.sign_enclave_report(
                     self._record,
@@ -149,6 +152,14 @@ class LauncherChannel:
                     raise SetupError("no facts of this guest are kept")
                 self._facts.keep(content)
                 return None
+            case Remember(generation, content):
+                # Not read here: it tells of a guest, and no parser of what a guest made is in the launcher.
+                if generation == self._generation:
+                    self._remembered = (generation, content)
+                return None
+            case Remembered():
+                generation, content = self._remembered
+                return content if generation == self._generation else b""
         raise ValueError(f"no answer to {type(request).__name__}")
 
     def _answer_item(self, item: Item) -> Item:
@@ -156,10 +167,15 @@ class LauncherChannel:
         try:
             return write_answer(request, self.answer(request))
         except (UnavailableError, OSError) as error:
-            # The host failed, not the channel: ended, it would take the monitor and all that it saw along.
+            # The host failed, not the channel: ended, it would take the monitor along.
             return write_failure(FailureKind.UNAVAILABLE, str(error))
         except (AffiantError, ValueError) as error:
             return write_failure(FailureKind.REFUSED, str(error))
+
+    @property
+    def _generation(self) -> int:
+        """Which boot of the guest this is; without a TPM nobody tells, and all are one."""
+        return self._tpm.gateway.generation if self._tpm else 0
 
     def _tpm_state_withheld(self) -> AbstractContextManager[None]:
         return self._tpm.gateway.withholding_state() if self._tpm else nullcontext()

@@ -2,7 +2,8 @@
 
 Both sit in sandboxes. Between them lies the courier channel, between monitor and launcher the
 launcher channel; both are socket pairs, new with each start. A monitor that starts again makes new
-keys and a new session; the image is the same, measured at the launcher's start and held.
+keys and a new session; the image is the same, measured at the launcher's start and held, and so is the
+launcher's side of the channel, which remembers for it what violations the one before saw.
 """
 
 from __future__ import annotations

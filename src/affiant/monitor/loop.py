@@ -14,6 +14,7 @@ from affiant.monitor.fact_keeper import FactKeeper
 from affiant.monitor.heartbeat import Heartbeat
 from affiant.monitor.journal import Journal
 from affiant.monitor.launcher_client import LauncherClient
+from affiant.monitor.recollection import Recollection
 from affiant.monitor.reporter import Reporter
 from affiant.monitor.rules import MonitorRules
 from affiant.monitor.session import RulesTooOldError, SessionMaker
@@ -40,8 +41,11 @@ class Monitor:
     """One monitor of one guest, from its start to the end of its channels.
 
     A session speaks for one boot of the guest: when the launcher counts a new D-RTM launch, the journal
-    and the session start anew. When the kernel becomes known, or another becomes known, the session is
-    renewed, so that its report names the reference that the runtime reports compare with.
+    and the session start anew. A monitor that is started within a boot goes on with the violations that the
+    one before it saw; where they cannot be had, it ends, because it cannot speak for this boot.
+
+    When the kernel becomes known, or another becomes known, the session is renewed, so that its report names
+    the reference that the runtime reports compare with.
     """
 
     def __init__(
@@ -67,6 +71,7 @@ class Monitor:
         self._rules = rules
         self._device: bytes | None = None
         self._journal = Journal()
+        self._recollection = Recollection(launcher)
         self._generation = -1
         self._reporter: Reporter | None = None
         self._heartbeat: Heartbeat | None = None
@@ -79,7 +84,10 @@ class Monitor:
         self._looked_at: bytes | None = None  # the reference of the last look, which the journal tells of
 
     def run(self) -> None:
-        """Serve until a channel closes; raises `CourierClosedError` or `UnavailableError` then."""
+        """Serve until a channel closes; raises `CourierClosedError` or `UnavailableError` then.
+
+        Raises `MalformedError` when what was seen of this boot before cannot be read.
+        """
         while True:
             self._follow_the_guest()
             self._follow_the_rules()
@@ -98,7 +106,7 @@ class Monitor:
         if generation != self._generation:
             _LOG.info("boot %d of the guest begins", generation)
             self._generation = generation
-            self._journal = Journal()
+            self._journal = Journal.of(self._recollection.recall(now_ms=monotonic_ms()))
             self._watch.forget_boot(counted=generation > 0)  # 0: no TPM that tells
             if self._keeper is not None:
                 self._keeper.begin_boot()
@@ -195,6 +203,8 @@ class Monitor:
         look = self._watch.look(everything=whole)
         known = self._journal.standing_violations()
         self._journal.record(look.results, at_ms=monotonic_ms())
+        # Before any report tells of it: what was told once is told by every monitor of this boot.
+        self._recollection.keep(self._journal.episodes, generation=self._generation, now_ms=monotonic_ms())
         self._looked_at = look.reference
         if self._keeper is not None and self._reporter is not None:
             self._keeper.take(look, self._reporter.session, whole=whole, now_ms=started)

@@ -14,6 +14,7 @@ from affiant.model.evidence import QuoteEvidence
 __all__ = [
     "LONGEST_STREAM",
     "MOST_COPIED_PAGES",
+    "MOST_REMEMBERED",
     "MOST_RUNS",
     "Activate",
     "Copied",
@@ -32,6 +33,8 @@ __all__ = [
     "Pause",
     "Quote",
     "Record",
+    "Remember",
+    "Remembered",
     "Request",
     "Resume",
 ]
@@ -41,6 +44,9 @@ LONGEST_STREAM = 1_000_000
 
 MOST_COPIED_PAGES = 1 << 14
 """How many pages of the guest's memory are copied at one moment: 64 MiB."""
+
+MOST_REMEMBERED = 1 << 20
+"""How many bytes are remembered of a boot."""
 
 MOST_RUNS = 1 << 12
 """How many runs of pages one request names."""
@@ -174,6 +180,22 @@ class Keep(Request[None]):
     """Ask to keep a fact record, as `affiant.wire.fact_record.write_kept` makes it, at most 1 MiB."""
 
     content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Remember(Request[None]):
+    """Ask to remember `content` (1 byte to 1 MiB) in place of what was remembered of this boot before.
+
+    `generation` says which boot it is of. What comes too late, of a boot that is over, is dropped.
+    """
+
+    generation: int
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered(Request[bytes]):
+    """Ask for what is remembered of the boot that there is now: empty if nothing is."""
 
 
 class FailureKind(enum.Enum):

@@ -14,10 +14,10 @@ from affiant.model.runtime_report import AssertionReport, RulesFreshness, Runtim
 from affiant.wire.plain_text import plain
 from affiant.wire.runtime_report import MAX_FINDINGS, MAX_RUNTIME_REPORT, MAX_TEXT
 
-__all__ = ["fit"]
+__all__ = ["STEPS", "fit", "fit_violation"]
 
-# Findings of each violation and characters of each text, from what the format allows to the least.
-_STEPS = ((MAX_FINDINGS, MAX_TEXT), (4, MAX_TEXT), (1, MAX_TEXT), (1, 64), (1, 16))
+STEPS = ((MAX_FINDINGS, MAX_TEXT), (4, MAX_TEXT), (1, MAX_TEXT), (1, 64), (1, 16))
+"""Findings of each violation and characters of each text, from what the format allows to the least."""
 
 # What certificates, signature and the claims of fixed size need, generously.
 _REST = 24 << 10
@@ -37,12 +37,12 @@ def fit(report: RuntimeReport) -> RuntimeReport:
     Names of assertions are not cut: they come from the rules, not from the guest.
     """
     fitted = report
-    for findings, characters in _STEPS:
+    for findings, characters in STEPS:
         fitted = replace(
             report,
             freshness=_fit_freshness(report.freshness),
             assertions=tuple(_fit_assertion(each, characters) for each in report.assertions),
-            violations=tuple(_fit_violation(each, findings, characters) for each in report.violations),
+            violations=tuple(fit_violation(each, findings, characters) for each in report.violations),
         )
         if _size(fitted) <= MAX_RUNTIME_REPORT - _REST:
             break
@@ -57,7 +57,8 @@ def _fit_assertion(assertion: AssertionReport, characters: int) -> AssertionRepo
     return replace(assertion, reason=_cut(assertion.reason, characters))
 
 
-def _fit_violation(violation: Violation, most: int, characters: int) -> Violation:
+def fit_violation(violation: Violation, most: int, characters: int) -> Violation:
+    """Return `violation` with at most `most` findings, the rest counted, of texts of so many `characters`."""
     return replace(
         violation,
         findings=tuple(_fit_finding(each, characters) for each in violation.findings[:most]),

@@ -60,8 +60,10 @@ __all__ = [
     "SelfSignedRuntimeReport",
     "VerifiedRuntimeReport",
     "read_runtime_report",
+    "read_violation",
     "sign_runtime_report",
     "verify_runtime_report",
+    "write_violation",
 ]
 
 MAX_RUNTIME_REPORT = 768 << 10
@@ -118,7 +120,7 @@ def sign_runtime_report(report: RuntimeReport, *, key: Signer, certificates: Seq
         _SEQUENCE: report.sequence,
         _PREVIOUS: report.previous,
         _DETAILS: [_write_details(each) for each in report.assertions],
-        _VIOLATIONS: [_write_violation(each) for each in report.violations],
+        _VIOLATIONS: [write_violation(each) for each in report.violations],
         _ELAPSED: report.elapsed_ms,
     }
     if report.reference is not None:
@@ -199,7 +201,8 @@ def _write_details(assertion: AssertionReport) -> Item:
     ]
 
 
-def _write_violation(violation: Violation) -> Item:
+def write_violation(violation: Violation) -> Item:
+    """Return the row of a violation, for `read_violation`."""
     return [
         violation.assertion,
         violation.first_seen,
@@ -232,7 +235,7 @@ def _read(payload: bytes, *, digest: bytes) -> RuntimeReport:
         rules=read_rules_used(ours, _RULES),
         reference=ours.optional(ours.digest, _REFERENCE, "reference"),
         assertions=_read_assertions(fields, ours),
-        violations=ours.each(_VIOLATIONS, "violations", _read_violation, maximum=MAX_VIOLATIONS),
+        violations=ours.each(_VIOLATIONS, "violations", read_violation, maximum=MAX_VIOLATIONS),
         digest=digest,
         freshness=_read_freshness(ours) if _FRESHNESS in ours else None,
     )
@@ -290,7 +293,8 @@ def _read_assertion(details: Fields, index: int, name: str, outcome: Outcome) ->
     )
 
 
-def _read_violation(violations: Fields, index: int) -> Violation:
+def read_violation(violations: Fields, index: int) -> Violation:
+    """Return the violation at a position of an array. Raises `MalformedError` beyond the bounds above."""
     row = violations.array(index, str(index), length=8)
     violation = Violation(
         assertion=row.text(0, "assertion", minimum=1, maximum=_MAX_NAME),

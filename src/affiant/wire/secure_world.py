@@ -16,6 +16,7 @@ from affiant.wire.keys import load_point
 from affiant.wire.launcher_requests import (
     LONGEST_STREAM,
     MOST_COPIED_PAGES,
+    MOST_REMEMBERED,
     MOST_RUNS,
     Activate,
     Copied,
@@ -34,6 +35,8 @@ from affiant.wire.launcher_requests import (
     Pause,
     Quote,
     Record,
+    Remember,
+    Remembered,
     Request,
     Resume,
 )
@@ -67,6 +70,8 @@ _OPERATIONS: dict[str, type[Request[object]]] = {
     "copy": Copy,
     "forget-copy": ForgetCopy,
     "keep": Keep,
+    "remember": Remember,
+    "remembered": Remembered,
 }
 _NAMES = {kind: name for name, kind in _OPERATIONS.items()}
 
@@ -85,6 +90,8 @@ def write_request(request: Request[object]) -> Item:
             arguments = {1: [number for run in runs for number in run], 2: device_state}
         case Keep(content):
             arguments = {1: content}
+        case Remember(generation, content):
+            arguments = {1: generation, 2: content}
     return [_NAMES[type(request)], arguments]
 
 
@@ -124,6 +131,11 @@ def read_request(item: Item) -> Request[object]:
         request = Copy(_read_runs(arguments), arguments.boolean(2, "device state"))
     elif kind is Keep:
         request = Keep(arguments.octets(1, "record", minimum=1, maximum=_MAX_KEPT))
+    elif kind is Remember:
+        request = Remember(
+            arguments.integer(1, "generation"),
+            arguments.octets(2, "content", minimum=1, maximum=MOST_REMEMBERED),
+        )
     else:
         request = kind()
     arguments.close()
@@ -190,6 +202,8 @@ def _read_result(request: Request[object], parts: Fields) -> object:
             return parts.each(1, "registers", _read_cpu, minimum=1, maximum=_MAX_CPUS)
         case DeviceState():
             return _read_machine_state(parts.map(1, "machine state"))
+        case Remembered():
+            return parts.octets(1, "content", maximum=MOST_REMEMBERED)
         case Copy():
             return _read_copied(parts.map(1, "copied"))
         case _:

@@ -27,6 +27,7 @@ from affiant.launcher.record import launch_pcr17
 from affiant.launcher.vtpm_ca import read_endorsement_chain
 from affiant.model.errors import UnavailableError
 from affiant.model.launch_record import LaunchRecord
+from affiant.monitor.launcher_client import LauncherClient
 from affiant.tpm.attestation_key import verify_attestation_key
 from affiant.tpm.drtm import expected_pcr17
 from affiant.tpm.quote import verify_quote
@@ -52,11 +53,14 @@ from affiant.wire.launcher_requests import (
     Pause,
     Quote,
     Record,
+    Remember,
+    Remembered,
     Request,
     Resume,
 )
 from affiant.wire.secure_world import read_answer, write_request
 from tests.unit.launcher.conftest import Bench
+from tests.unit.launcher.fake_qemu import STARTUP_CLEAR
 
 ResultT = TypeVar("ResultT")
 
@@ -279,7 +283,7 @@ def test_pages_are_copied_and_the_tpms_state_withheld_only_where_state_is_saved(
 def test_what_the_host_cannot_do_is_told_and_the_channel_lives(
     monitor: Monitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A monitor that ends takes the violations that it saw along: the next one's session begins without."""
+    """A monitor that ends costs the guest its session, and those who ask their answer."""
 
     def failing(copies: FakeCopies) -> None:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
@@ -346,3 +350,55 @@ def test_where_nothing_is_kept_a_record_is_refused(monitor_without_tpm: Monitor)
     failure = monitor_without_tpm.ask(Keep(b"record"))
     assert isinstance(failure, Failure)
     assert failure.kind is FailureKind.REFUSED
+
+
+def test_the_next_monitor_is_told_what_the_one_before_had_remembered() -> None:
+    """Without a TPM nobody tells one boot from another: nothing is forgotten wrongly."""
+    identity = IdentityKey()
+    channel = LauncherChannel(
+        record=new_record(identity), identity=identity, qemu=FakeQemuMonitor(), tpm=None
+    )
+    assert answers(channel, Remembered()) == [b""]
+    assert answers(channel, Remember(0, b"one"), Remember(0, b"two")) == [None, None]
+    assert answers(channel, Remembered()) == [b"two"]
+
+
+def test_what_is_remembered_is_forgotten_with_its_boot(monitor: Monitor, bench: Bench) -> None:
+    assert monitor.ask(Remember(1, b"first boot")) is None
+    assert monitor.ask(Remembered()) == b"first boot"
+    start_anew(bench)
+    assert monitor.ask(Generation()) == 2
+    assert monitor.ask(Remembered()) == b""
+
+
+def test_what_is_of_another_boot_replaces_nothing(monitor: Monitor, bench: Bench) -> None:
+    """A monitor may have looked before the guest was started anew, and tell of it afterwards."""
+    start_anew(bench)
+    assert monitor.ask(Remember(2, b"second boot")) is None
+    for generation in (0, 1, 3):
+        assert monitor.ask(Remember(generation, b"another")) is None
+    assert monitor.ask(Remembered()) == b"second boot"
+
+
+def test_more_than_is_remembered_ends_the_channel(monitor_without_tpm: Monitor) -> None:
+    with pytest.raises(ConnectionError):
+        monitor_without_tpm.ask(Remember(0, bytes((1 << 20) + 1)))
+
+
+def start_anew(bench: Bench) -> None:
+    bench.qemu.reset()
+    bench.qemu.guest_sends(STARTUP_CLEAR)
+
+
+def answers(channel: LauncherChannel, *requests: Request[object]) -> list[object]:
+    """Ask as a monitor of its own, over a channel that ends with it."""
+    ours, theirs = socket.socketpair()
+    ours.settimeout(20)
+    thread = threading.Thread(target=channel.serve, args=(theirs,), daemon=True)
+    thread.start()
+    client = LauncherClient(ours)
+    with ours:
+        told = [client.ask(request) for request in requests]
+    thread.join(5)
+    assert not thread.is_alive()
+    return told

@@ -157,3 +157,44 @@ def test_a_violation_is_in_audit_only_if_the_rule_always_was() -> None:
     assert told(Mode.AUDIT, Mode.AUDIT) is Mode.AUDIT
     assert told(Mode.AUDIT, Mode.ENFORCE) is Mode.ENFORCE
     assert told(Mode.ENFORCE, Mode.AUDIT) is Mode.ENFORCE
+
+
+def handed_over(journal: Journal) -> Journal:
+    return Journal.of(journal.episodes)
+
+
+def test_the_next_monitor_goes_on_with_a_violation_that_stood() -> None:
+    before = Journal()
+    before.record([result(Outcome.HOLDS)], at_ms=1)
+    before.record([result(Outcome.VIOLATED, HOOK, mode=Mode.AUDIT)], at_ms=2)
+    after = handed_over(before)
+    assert after.violations(origin_ms=0) == before.violations(origin_ms=0)
+    assert after.standings(now_ms=3) == ()
+    for journal in (before, after):
+        journal.record([result(Outcome.INCONCLUSIVE)], at_ms=4)
+        journal.record([result(Outcome.VIOLATED, HOOK, mode=Mode.AUDIT)], at_ms=5)
+    assert after.violations(origin_ms=0) == before.violations(origin_ms=0)
+    after.record([result(Outcome.HOLDS)], at_ms=6)
+    (violation,) = after.violations(origin_ms=0)
+    assert (violation.first_seen, violation.last_seen, violation.last_good) == (2, 5, 1)
+    assert not violation.standing
+
+
+def test_another_version_of_the_rule_does_not_go_on_with_what_the_monitor_before_saw() -> None:
+    before = Journal()
+    before.record([result(Outcome.VIOLATED, HOOK)], at_ms=1)
+    after = handed_over(before)
+    after.record([result(Outcome.VIOLATED, HOOK, version=2)], at_ms=2)
+    assert [each.standing for each in after.violations(origin_ms=0)] == [False, True]
+
+
+def test_no_rules_only_violation_goes_at_the_first_look_of_the_next_monitor() -> None:
+    before = Journal()
+    names = ["gone", *(f"rule_{index}" for index in range(MAX_VIOLATIONS - 1))]
+    before.record([result(Outcome.VIOLATED, HOOK, name=name) for name in reversed(names)], at_ms=1)
+    after = handed_over(before)
+    after.record([result(Outcome.VIOLATED, HOOK, name=name) for name in ["new", *names[1:]]], at_ms=2)
+    assert {each.assertion: each.first_seen for each in after.violations(origin_ms=0)} == {
+        "new": 2,
+        **dict.fromkeys(names[1:], 1),
+    }

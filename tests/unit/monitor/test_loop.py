@@ -12,6 +12,7 @@ import pytest
 from affiant.assertions.bundle import packaged_library
 from affiant.assertions.engine import Engine
 from affiant.assertions.script import Script
+from affiant.model.errors import MalformedError
 from affiant.model.finding import Finding
 from affiant.model.level import SecurityLevel
 from affiant.model.outcome import AssertionResult, Mode, Outcome
@@ -105,6 +106,15 @@ class Stage:
             if keep_facts_ms
             else None,
         )
+
+    def after_a_crash(self, world: World, engine: Engine) -> Stage:
+        """Return the stage of the monitor that the same launcher starts after this one."""
+        stage = Stage(world, engine)
+        stage.machine = self.machine
+        stage.kernel.hooked = self.kernel.hooked
+        self.launcher.remembered, stage.launcher.remembered = (0, b""), self.launcher.remembered
+        stage.launcher.generation = self.launcher.generation
+        return stage
 
     def play(self, *script: object) -> list[VerifiedPassport | str]:
         """Ask where the script says "ask", do what else it holds; return verified passports or reasons."""
@@ -216,6 +226,66 @@ def test_a_guest_that_is_started_anew_gets_a_new_session_and_a_clean_journal(sta
     assert anew.session.session_id != hooked.session.session_id
     assert anew.runtime.sequence == 2  # after the heartbeat that begins the session
     assert accepted(anew)
+
+
+def test_a_repaired_hook_is_refused_by_the_monitor_after_a_crash(tmp_path: Path, engine: Engine) -> None:
+    """Whoever can make a monitor end does not make it forget."""
+    world = make_world(tmp_path)
+    before = Stage(world, engine)
+    (hooked,) = before.play("ask", before.hook, "ask", before.repair)[1:]
+    after = before.after_a_crash(world, engine)
+    (told,) = after.play("ask")
+    assert isinstance(hooked, VerifiedPassport)
+    assert isinstance(told, VerifiedPassport)
+    assert told.session.session_id != hooked.session.session_id
+    assert not accepted(told)
+    (violation,) = told.runtime.violations
+    assert violation.findings == hooked.runtime.violations[0].findings
+    assert not violation.standing
+    assert told.runtime.assertions[0].outcome is Outcome.HOLDS
+
+
+def test_a_hook_is_remembered_before_anybody_is_told(stage: Stage) -> None:
+    """A monitor that ends right after it told leaves a launcher which knows."""
+    known: list[bool] = []
+
+    def note(path: str, answer: bytes) -> bytes:
+        known.append(bool(stage.launcher.remembered[1]))
+        return answer
+
+    def hook() -> None:
+        stage.hook()
+        stage.courier.tamper = note
+
+    stage.play("ask", hook, "ask", lambda: None)
+    assert known == [True]
+
+
+def test_a_guest_that_was_started_anew_is_not_told_of_what_a_monitor_of_its_last_boot_saw(
+    tmp_path: Path, engine: Engine
+) -> None:
+    world = make_world(tmp_path)
+    before = Stage(world, engine)
+    before.play(before.hook, "ask", before.repair)
+    before.launcher.generation += 1
+    after = before.after_a_crash(world, engine)
+    (healthy,) = after.play("ask")
+    assert accepted(healthy)
+
+
+def test_a_monitor_that_cannot_know_what_was_seen_before_has_no_session(stage: Stage) -> None:
+    stage.launcher.remembered = (stage.launcher.generation, b"forged")
+    with pytest.raises(MalformedError, match="remembered violations"):
+        stage.monitor.run()
+    assert stage.courier.posted == []
+    assert stage.kernel.looks == 0
+
+
+def test_a_launcher_that_remembers_nothing_more_does_not_end_the_monitor(stage: Stage) -> None:
+    stage.launcher.full = True
+    hooked, repaired = stage.play(stage.hook, "ask", stage.repair, "ask")
+    assert not accepted(hooked)
+    assert not accepted(repaired)
 
 
 def test_a_passport_names_the_kernel_of_the_last_look_also_if_it_became_known_meanwhile(stage: Stage) -> None:

@@ -25,6 +25,8 @@ from affiant.wire.launcher_requests import (
     Keep,
     Quote,
     Record,
+    Remember,
+    Remembered,
     Request,
 )
 from tests.simulator import REFERENCE, Machine, SimulatedService
@@ -39,6 +41,7 @@ class SimulatedLauncher:
     broken_tpm: bool = False
     kept: list[bytes] = field(default_factory=list)
     full: bool = False
+    remembered: tuple[int, bytes] = (0, b"")
 
     def ask(self, request: Request[object]) -> object:
         tpm = None if self.broken_tpm else self.machine.tpm
@@ -60,6 +63,15 @@ class SimulatedLauncher:
                     raise UnavailableError("the disk is full")
                 self.kept.append(content)
                 return None
+            case Remember(generation, content):
+                if self.full:
+                    raise UnavailableError("the memory is full")
+                if generation == self.generation:
+                    self.remembered = (generation, content)
+                return None
+            case Remembered():
+                generation, content = self.remembered
+                return content if generation == self.generation else b""
         if tpm is None:
             raise UnavailableError("the guest has no TPM")
         match request:
