@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from affiant.demo.tampering import tampered
 from affiant.model.level import SecurityLevel
-from tests.lab.attested import AFFIANT, Asked, AttestedGuest, until
+from lab.console import Console
+from tests.lab.attested import AFFIANT, BOOT_SECONDS, Asked, AttestedGuest, until
 from tests.lab.processes import descendants
 
 
@@ -32,6 +34,10 @@ def programs(guest: AttestedGuest) -> list[str]:
     assert guest.state.launcher_pid
     lines = descendants(guest.state.launcher_pid).values()
     return sorted(re.sub(r"-fds? \d+", "", line) for line in lines)
+
+
+def violated(asked: Asked) -> set[str]:
+    return {each.assertion for each in asked.verified.runtime.violations}
 
 
 def is_as_good_as_ever(asked: Asked) -> bool:
@@ -57,6 +63,23 @@ def test_a_killed_part_comes_back_with_a_new_session(attested: AttestedGuest, na
         otherwise=attested.logs,
     )
     assert stored_session(attested, after.session)["state"] == "alive"
+
+
+def test_a_killed_monitor_takes_no_violation_along(attested: AttestedGuest, console: Console) -> None:
+    """Undone while no monitor looked, a change is told until the guest is started anew, and no longer."""
+    attested.ask_until(is_as_good_as_ever)
+    with tampered(attested.state):
+        hooked = attested.ask()
+        os.kill(process_of(attested, "monitor"), signal.SIGKILL)
+    assert {"kernel_text_intact", "syscall_table_intact"} <= violated(hooked)
+    after = attested.ask_until(lambda asked: asked.session != hooked.session)
+    assert violated(after) == violated(hooked)
+    assert not any(each.standing for each in after.verified.runtime.violations)
+    assert not after.decide().accepted
+    console.type("reboot -f\n")
+    console.wait("affiant: guest ready", timeout=BOOT_SECONDS)
+    console.wait("guest# ", timeout=BOOT_SECONDS)
+    assert not violated(attested.ask_until(is_as_good_as_ever))
 
 
 def test_without_the_service_a_session_goes_on_and_no_new_one_begins(attested: AttestedGuest) -> None:
