@@ -99,7 +99,9 @@ def _syscall_table(guest: Guest, _now: float) -> Fact:
 
 
 def _modules(guest: Guest, now: float) -> Fact:
-    view = read_modules(guest.memory, guest.kernel_space, guest.program, guest.patience, now=now)
+    view = read_modules(
+        guest.memory, guest.kernel_space, guest.program, guest.patience, vcpus=len(guest.cpus), now=now
+    )
     if len(view.listed) > MOST_INVENTORY:
         raise UnavailableError(f"more than {MOST_INVENTORY} modules are listed")
     return Modules(view)

@@ -4,8 +4,8 @@ What is claimed: each page that the kernel's page tables make executable above t
 to the text of a listed module or to another owner that the kernel names (`executable_pages`). What is
 *not* claimed: that an owner is genuine, or that a module's text is what its file holds.
 
-Loading and unloading leave pages without owner for a while: freed init text until the next RCU grace
-period, module text between `list_del_rcu` and `vfree`. What is unowned or unlisted is therefore
+Loading and unloading leave pages without owner for a while: freed init text until a worker has waited for
+RCU's grace period, module text between `list_del_rcu` and `vfree`. What is unowned or unlisted is therefore
 *settling* until `Patience` has seen it last.
 """
 
@@ -26,6 +26,7 @@ from affiant.kernel.executable_pages import (
     page_runs,
     read_executable_pages,
 )
+from affiant.kernel.init_freeing import is_freeing_init
 from affiant.kernel.known_walks import walked
 from affiant.kernel.lists import Words, list_entries, tree_nodes
 from affiant.kernel.memory import PAGE_SIZE, GuestMemory, MemoryFault
@@ -95,7 +96,13 @@ class ModuleView:
 
 
 def read_modules(
-    memory: GuestMemory, space: AddressSpace, program: KernelProgram, patience: Patience, *, now: float
+    memory: GuestMemory,
+    space: AddressSpace,
+    program: KernelProgram,
+    patience: Patience,
+    *,
+    vcpus: int,
+    now: float,
 ) -> ModuleView:
     """Look at the module list, the other views of it, and every executable page above the image.
 
@@ -112,7 +119,8 @@ def read_modules(
     known = {module.address: module for module in (*before, *after)}
     pages = attribute(pages, owners + module_owners(program, known.values()))
     unowned = pages.unowned()
-    lasting_pages = patience.settled("pages", unowned, now)
+    freeing = bool(unowned) and is_freeing_init(program, vcpus=vcpus)
+    lasting_pages = patience.settled("pages", unowned, now, excused=freeing)
 
     views = {"kset": kset, "tree": tree}
     strangers = {

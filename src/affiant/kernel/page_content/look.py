@@ -21,6 +21,7 @@ from affiant.kernel.executable_pages import (
     page_runs,
     read_executable_pages,
 )
+from affiant.kernel.init_freeing import is_freeing_init
 from affiant.kernel.memory import PAGE_SIZE, MemoryFault
 from affiant.kernel.modules import Module, listed_modules
 from affiant.kernel.page_content.bpf_pages import BpfPages
@@ -176,7 +177,8 @@ def read_page_content(guest: RunningKernel, owners: PageOwners, *, now: float) -
     settling |= {fault for key, fault in leaving.items() if key not in left}
     if not unread.keys() - _ELSEWHERE:
         nobodys = owned.unowned()
-        old = guest.patience.settled("pages of nobody", nobodys, now)
+        freeing = bool(nobodys) and is_freeing_init(guest.program, vcpus=len(guest.cpus))
+        old = guest.patience.settled("pages of nobody", nobodys, now, excused=freeing)
         lasting |= set(_unowned(guest, old))
         settling |= set(_unowned(guest, nobodys - old))
     return PageContent(
