@@ -113,7 +113,8 @@ def _explain(arguments: argparse.Namespace) -> int:
         if not found:
             raise SetupError(
                 f"the library has no property {arguments.name!r}",
-                hint=near_names(arguments.name, (script.name for script in bundle.scripts)),
+                hint=f"{near_names(arguments.name, (script.name for script in bundle.scripts))}"
+                " (all of them: affiant assertions list)",
             )
         script = found[0]
     texts = sections(script)

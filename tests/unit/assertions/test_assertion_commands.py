@@ -50,11 +50,14 @@ def test_explain_tells_what_a_rule_cannot_see(capsys, rule):
     assert json.loads(capsys.readouterr().out)["sections"]["Kernels"] == "Where it was seen to work."
 
 
-def test_explain_of_an_unknown_rule_lists_the_known_ones(capsys):
+def test_explain_of_an_unknown_rule_tells_what_is_known(capsys):
     assert main(["assertions", "explain", "nothing"]) == 2
     told = capsys.readouterr().err
     assert "no property 'nothing'" in told
-    assert "kernel_text_intact" in told
+    assert "binary_formats_owned" in told
+    assert "affiant assertions list" in told
+    assert main(["assertions", "explain", "kernel_text_intect"]) == 2
+    assert "did you mean kernel_text_intact" in capsys.readouterr().err
 
 
 def test_a_new_script_is_clean_and_tests_as_expected(rule, capsys):
