@@ -389,13 +389,18 @@ class PublishingStage(Stage):
         )
         self.engine = Engine(trusted.bundle)
         self.carrier = PlayedCourier(repository)
-        checks = RulesChecks(trusted, self.carrier, fleet=FLEET)
-        super().__init__(world, self.engine, rules=MonitorRules(self.engine, checks))
+        self.checks = RulesChecks(trusted, self.carrier, fleet=FLEET)
+        super().__init__(world, self.engine, rules=MonitorRules(self.engine, self.checks))
         self.kernel = JudgedKernel(self.engine)  # type: ignore[assignment]
         self.monitor._watch = self.kernel  # type: ignore[assignment]
 
     def check(self) -> None:
-        """Let a check of the rules begin, and wait until it has ended."""
+        """Let a check of the rules begin, and wait until it has ended.
+
+        One that is under way may have asked before the repository was what it is now.
+        """
+        if (earlier := self.checks._thread) is not None:
+            earlier.join(10)
         self.carrier.ended.clear()
         self.monitor._rules._due_ms = 0
         self.monitor._follow_the_rules()
