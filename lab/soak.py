@@ -41,6 +41,7 @@ _BPFTRACE: Final = (
 )
 _ALIVE_EVERY: Final = 30.0
 _MOST_TOLD: Final = 40
+_ROUNDS: Final = "/tmp/soak."  # how often each loop came round, in bytes of a file
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,7 @@ class Soaked:
     suspected: Counter[str] = field(default_factory=Counter)  # that was looked at again at once
     stops: Counter[str] = field(default_factory=Counter)  # of the guest, by what for
     failures: Counter[str] = field(default_factory=Counter)
+    rounds: dict[str, int] = field(default_factory=dict)  # of each loop of the load, by its first words
     host_load: float = 0.0  # runnable processes on this host, on average
 
 
@@ -136,6 +138,20 @@ def _look_on(guest: LabGuest, watch: KernelWatch, soaked: Soaked, *, seconds: fl
             guest.console.run("true", timeout=120)
             asked = began
         time.sleep(max(0.0, began + 1.0 - time.monotonic()))
+    soaked.rounds = _rounds(guest)
+    for loop, rounds in soaked.rounds.items():
+        if not rounds:
+            soaked.failures[f"a part of the load never did its work: {loop}"] += 1
+
+
+def _rounds(guest: LabGuest) -> dict[str, int]:
+    """Return how often each loop of the load came round: one that failed each time was no load."""
+    loops = list(_loops(guest))
+    files = " ".join(f"{_ROUNDS}{number}" for number in range(len(loops)))
+    sizes = guest.console.run(
+        f"for file in {files}; do wc -c < $file || echo 0; done 2> /dev/null", timeout=120
+    )
+    return {loop[:40]: int(size) for loop, size in zip(loops, sizes.split(), strict=True)}
 
 
 def _summary(kind: Kind, soaked: Soaked) -> str:
@@ -145,7 +161,7 @@ def _summary(kind: Kind, soaked: Soaked) -> str:
         f"{kind.name}: {len(soaked.seconds)} looks, half of them within {ordered[len(ordered) // 2]:.2f} s, "
         f"the slowest {ordered[-1]:.2f} s; host load {soaked.host_load:.1f}; "
         f"{soaked.failures.total()} failures; stopped {dict(soaked.stops)}; "
-        f"looked at twice: {suspected or 'nothing'}"
+        f"looked at twice: {suspected or 'nothing'}; rounds of the load: {[*soaked.rounds.values()]}"
     )
 
 
@@ -166,8 +182,9 @@ def _loaded(guest: LabGuest, reference: ReferenceImage) -> Iterator[None]:
         assert passing_programs(guest)["loaded"] == 0
         for command in _setting_up():
             run(command, timeout=300)
-        for loop in _loops(guest):
-            run(f"(while [ ! -e /tmp/halt ]; do {loop}; done) > /dev/null 2>&1 & true", timeout=120)
+        for number, loop in enumerate(_loops(guest)):
+            counted = f"{loop} && printf . >> {_ROUNDS}{number}"
+            run(f"(while [ ! -e /tmp/halt ]; do {counted}; done) > /dev/null 2>&1 & true", timeout=120)
         try:
             yield
         finally:
@@ -183,17 +200,20 @@ def _setting_up() -> Iterator[str]:
 
 
 def _loops(guest: LabGuest) -> Iterator[str]:
+    """Yield what goes on and on; a round counts if its last command does what it should."""
     plan = guest.plan
     yield "ls / & true & wait"
     yield "ls /proc | head -1; sleep 1"
     if plan.debian:
         yield "modprobe dummy; modprobe -r dummy"
-        yield "systemctl restart ssh auditd; sleep 5"
+        yield "sleep 5; systemctl restart ssh auditd"
     else:
-        yield "load modules 1 & wait; sleep 100"
+        yield "load modules 1; sleep 20; load stop; load status | grep -q 'modules [1-9]'"
     fill = "/dev/shm/fill" if plan.debian else "/tmp/fill"
     yield f"dd if=/dev/zero of={fill} bs=1M count={plan.memory_mib // 3}; rm {fill}"
-    yield f"echo 0 > {_CPU}; sleep 3; echo 1 > {_CPU}; sleep 4"
+    if not plan.in_turn:
+        # Where one thread runs all processors, one that starts may keep the others waiting for minutes.
+        yield f"echo 0 > {_CPU}; sleep 3; echo 1 > {_CPU}; sleep 4"
     if plan.in_turn or plan.cpus == 1 or detect_acceleration() is Acceleration.KVM:
         yield from _patching(plan)
 
@@ -210,9 +230,9 @@ def _patching(plan: GuestPlan) -> Iterator[str]:
     added = f"echo 'p:more/three do_sys_openat2' >> {_TRACING}/kprobe_events; echo 1 > {probe}; sleep 2"
     yield f"{added}; echo 0 > {probe}; echo '-:more/three' >> {_TRACING}/kprobe_events; sleep 1"
     if plan.debian:
-        yield "perf record -q -a -g -o /dev/null -e cpu-clock -e sched:sched_switch sleep 3; sleep 1"
-        yield "perf trace -a -o /dev/null sleep 3; sleep 5"
-        yield f"bpftrace -e '{_BPFTRACE}'; sleep 3"
+        yield "sleep 1; perf record -q -a -g -o /dev/null -e cpu-clock -e sched:sched_switch sleep 3"
+        yield "sleep 5; perf trace -a -o /dev/null sleep 3"
+        yield f"sleep 3; bpftrace -e '{_BPFTRACE}'"
     else:
         yield PASSING_PROGRAMS
 
