@@ -132,9 +132,14 @@ def _parse(certificates: Sequence[bytes]) -> list[x509.Certificate]:
         if len(encoding) > _MAXIMUM_CERTIFICATE:
             raise MalformedError(f"EK certificate of {len(encoding)} octets")
         try:
-            parsed.append(x509.load_der_x509_certificate(encoding))
+            certificate = x509.load_der_x509_certificate(encoding)
         except _UNREADABLE as error:
             raise MalformedError(f"EK certificate: not a DER certificate ({error})") from None
+        # RFC 5280, 4.1.1.3: a signature is whole octets, no bit of its last one is "unused". Nobody signs
+        # that count, which stands before the signature: with another one, a certificate has two forms.
+        if not encoding.endswith(b"\x00" + certificate.signature):
+            raise MalformedError("EK certificate: its signature is not whole octets")
+        parsed.append(certificate)
     return parsed
 
 

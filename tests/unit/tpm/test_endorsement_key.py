@@ -238,3 +238,12 @@ def test_a_flipped_bit_is_refused(position: int, bit: int) -> None:
     bent[position] ^= 1 << bit
     with pytest.raises(EvidenceError):
         verify_endorsement([bytes(bent)], PUBLIC, anchors=[ROOT.certificate], now=NOW)
+
+
+def test_a_signature_that_is_not_whole_octets_is_refused() -> None:
+    """Unused bits that happen to be zero change nothing of the signature, only of the certificate's form."""
+    leaf = next(each for each in (ROOT.endorse(EK.public_key()) for _ in range(100)) if each[-1] % 2 == 0)
+    bent = bytearray(leaf)
+    bent[-len(x509.load_der_x509_certificate(leaf).signature) - 1] = 1
+    with pytest.raises(MalformedError, match="whole octets"):
+        verify_endorsement([bytes(bent)], PUBLIC, anchors=[ROOT.certificate], now=NOW)
