@@ -13,7 +13,7 @@ import numpy as np
 
 from affiant.kernel.facts import collect
 from affiant.kernel.guest import Guest
-from affiant.kernel.paging import AddressSpace
+from affiant.kernel.machine.paging import AddressSpace
 from benchmarks.guest import shared_guest
 from benchmarks.table import Row, least_in_turn
 from lab.crowded import crowded_guest

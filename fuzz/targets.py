@@ -19,9 +19,9 @@ from cryptography.x509.oid import NameOID
 from tuf.api.metadata import Root, Snapshot, Targets, Timestamp
 
 from affiant.assertions.bundle_file import decode_bundle, encode_bundle
-from affiant.kernel.cpu import CpuState, parse_registers
-from affiant.kernel.device_stream import parse_device_stream
-from affiant.kernel.saved_cpu import disagreement
+from affiant.kernel.machine.cpu import CpuState, parse_registers
+from affiant.kernel.machine.device_stream import parse_device_stream
+from affiant.kernel.machine.saved_cpu import disagreement
 from affiant.model.errors import EvidenceError, UnavailableError
 from affiant.relying_party.verify import verify_passport
 from affiant.rules.metadata import read_root, read_signed

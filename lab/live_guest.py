@@ -12,12 +12,12 @@ from pathlib import Path
 
 from qemu.qmp.legacy import QEMUMonitorProtocol
 
-from affiant.kernel.cpu import CpuState, parse_registers
-from affiant.kernel.device_stream import parse_device_stream
 from affiant.kernel.guest import Guest
-from affiant.kernel.memory import GuestMemory, q35_below_4g_bytes
+from affiant.kernel.machine.cpu import CpuState, parse_registers
+from affiant.kernel.machine.device_stream import parse_device_stream
+from affiant.kernel.machine.memory import GuestMemory, q35_below_4g_bytes
+from affiant.kernel.machine.saved_cpu import SavedCpus
 from affiant.kernel.reference import ReferenceImage
-from affiant.kernel.saved_cpu import SavedCpus
 from affiant.launcher.page_copies import PageCopies
 from affiant.launcher.qemu_monitor import QemuMonitor
 from affiant.monitor.registers import Moment

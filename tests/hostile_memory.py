@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from affiant.kernel.guest import Guest
-from affiant.kernel.memory import PAGE_SIZE, GuestMemory
+from affiant.kernel.machine.memory import PAGE_SIZE, GuestMemory
 from affiant.kernel.queries.snapshot import Snapshot
 
 __all__ = ["Lie", "Trace", "TracedMemory", "lies", "told", "traced"]

@@ -12,7 +12,7 @@ from typing import Final
 
 from affiant.kernel.bpf_programs.links import listed_links
 from affiant.kernel.bpf_programs.survey import Survey
-from affiant.kernel.memory import PAGE_SIZE
+from affiant.kernel.machine.memory import PAGE_SIZE
 from affiant.kernel.page_content.bpf_lists import read_bpf_lists
 from affiant.kernel.perf_events import read_perf_events
 from affiant.kernel.queries.snapshot import Budget, Snapshot

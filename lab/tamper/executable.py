@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Final
 
-from affiant.kernel.memory import PAGE_SIZE
+from affiant.kernel.machine.memory import PAGE_SIZE
 from affiant.kernel.page_content.bpf_lists import CHUNK, read_bpf_lists
 from affiant.kernel.reference.sites import SiteClass
 from lab.live_guest import LiveGuest

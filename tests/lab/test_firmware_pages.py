@@ -7,7 +7,7 @@ from typing import Any
 from affiant.kernel.address_roots import EFI_AREA, efi_root
 from affiant.kernel.facts import collect
 from affiant.kernel.guest import Guest
-from affiant.kernel.paging import AddressSpace
+from affiant.kernel.machine.paging import AddressSpace
 from lab.guests import LabGuest
 from lab.live_guest import open_live_guest
 from lab.references import reference_of

@@ -17,7 +17,7 @@ import pytest
 from affiant.assertions.bundle import packaged_library
 from affiant.kernel.facts import FACTS, collect
 from affiant.kernel.guest import Guest
-from affiant.kernel.memory import q35_below_4g_bytes
+from affiant.kernel.machine.memory import q35_below_4g_bytes
 from affiant.kernel.queries.answers import answer_queries
 from affiant.model.errors import AffiantError
 from affiant.model.query import Query

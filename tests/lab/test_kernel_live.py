@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from affiant.inspect.registers import read_register_listings
-from affiant.kernel.cpu import CpuState, parse_registers
 from affiant.kernel.facts import FACTS, collect
 from affiant.kernel.guest import Guest, find_event_logs
-from affiant.kernel.memory import GuestMemory
+from affiant.kernel.machine.cpu import CpuState, parse_registers
+from affiant.kernel.machine.memory import GuestMemory
 from affiant.kernel.reference import ReferenceImage, build_reference
 from affiant.model.errors import UnavailableError
 from lab.guests import GuestPlan, LabGuest, start_guest

@@ -15,7 +15,7 @@ from qemu.qmp.legacy import QEMUMonitorProtocol
 from affiant.assertions.bundle import packaged_library
 from affiant.assertions.engine import Engine
 from affiant.kernel.guest import Guest
-from affiant.kernel.memory import GuestMemory
+from affiant.kernel.machine.memory import GuestMemory
 from affiant.kernel.reference import ReferenceImage
 from affiant.launcher.page_copies import PageCopies
 from affiant.launcher.qemu_monitor import QemuMonitor

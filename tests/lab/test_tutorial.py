@@ -18,8 +18,8 @@ from affiant.assertions.recording import read_recording
 from affiant.cli import main
 from affiant.folders import rules_folder
 from affiant.inspect.registers import read_register_listings
-from affiant.kernel.cpu import parse_registers
 from affiant.kernel.guest import Guest
+from affiant.kernel.machine.cpu import parse_registers
 from affiant.kernel.reference import ReferenceImage
 from affiant.model.errors import SetupError
 from affiant.model.outcome import Outcome

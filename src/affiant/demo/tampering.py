@@ -12,9 +12,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from affiant.inspect.registers import read_register_listings
-from affiant.kernel.cpu import parse_registers
 from affiant.kernel.guest import Guest
-from affiant.kernel.memory import GuestMemory
+from affiant.kernel.machine.cpu import parse_registers
+from affiant.kernel.machine.memory import GuestMemory
 from affiant.kernel.reference import ReferenceImage
 from affiant.model.errors import SetupError
 from affiant.vm.state import VmState

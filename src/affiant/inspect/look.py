@@ -63,11 +63,11 @@ def machine_target(name: str) -> Target:
 
 def look_at(target: Target, facts: Sequence[str]) -> Look:
     """Look once. A guest that does not run the reference's kernel gives its registers and the reason."""
-    from affiant.kernel.cpu import parse_registers
     from affiant.kernel.fact_values import CpuRegisters
     from affiant.kernel.facts import collect
     from affiant.kernel.guest import Guest
-    from affiant.kernel.memory import GuestMemory
+    from affiant.kernel.machine.cpu import parse_registers
+    from affiant.kernel.machine.memory import GuestMemory
     from affiant.kernel.reference import ReferenceImage
 
     reference = ReferenceImage.load(target.reference)

@@ -1,12 +1,11 @@
 """A guest's kernel, read-only: what runs in a virtual machine, seen from outside.
 
-    memory, cpu, paging    guest RAM, vCPU registers, page tables
+    machine/               guest RAM, page tables, vCPU registers
     reference/             what the kernel must look like, built offline from its package
     slide                  where the kernel runs, anchored on vCPU state and confirmed against text
     program, btf_types     kernel objects; the only places that know drgn
     text, syscalls         live code and system call tables against the reference
     modules, tasks         walks over kernel lists
-    event_log              the TCG event log in guest memory
     guest, facts           one guest ready to be looked at; what was seen, as values
 
 Promised: nothing is ever written to the guest. Symbols, types and text come from the reference image,

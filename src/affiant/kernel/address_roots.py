@@ -24,10 +24,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from affiant.kernel.cpu import CpuState
 from affiant.kernel.lists import list_entries
-from affiant.kernel.memory import PAGE_SIZE
-from affiant.kernel.paging import AddressSpace, Leaves
+from affiant.kernel.machine.cpu import CpuState
+from affiant.kernel.machine.memory import PAGE_SIZE
+from affiant.kernel.machine.paging import AddressSpace, Leaves
 from affiant.kernel.program import KernelProgram
 from affiant.kernel.slide import address_spaces
 from affiant.model.errors import AffiantError, MalformedError

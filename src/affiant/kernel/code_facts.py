@@ -13,9 +13,9 @@ from affiant.kernel.code_changes import is_changing_code
 from affiant.kernel.executable_pages import named_owners
 from affiant.kernel.fact_values import Fact, KernelCode
 from affiant.kernel.guest import Guest
+from affiant.kernel.machine.paging import AddressSpace
 from affiant.kernel.modules import listed_modules, module_owners
 from affiant.kernel.page_rights import is_booting
-from affiant.kernel.paging import AddressSpace
 from affiant.kernel.text import MOST_DIFFERENCES, CodeRegion, RegionComparison, compare_region
 from affiant.model.errors import AffiantError, UnavailableError
 

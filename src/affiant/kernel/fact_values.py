@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from affiant.kernel.code_difference import Difference, Hook
-from affiant.kernel.cpu import CpuState
 from affiant.kernel.executable_pages import UnownedRange
-from affiant.kernel.memory import PAGE_SIZE
+from affiant.kernel.machine.cpu import CpuState
+from affiant.kernel.machine.memory import PAGE_SIZE
 from affiant.kernel.modules import ModuleView, Stranger
 from affiant.kernel.process_ids import ProcessId
 from affiant.kernel.syscalls import SyscallTable

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING
 from weakref import ref
 
 from affiant.kernel.bpf_programs.callees import Callees
-from affiant.kernel.cpu import CpuState
 from affiant.kernel.cpu_state.look import CpuExpectations
-from affiant.kernel.event_log import EventLogCandidate, kernel_event_log, scan_for_event_logs
 from affiant.kernel.grace_periods import grace_periods
 from affiant.kernel.init_pointers import InitPointers
-from affiant.kernel.memory import GuestMemory, MemoryFault
+from affiant.kernel.machine.cpu import CpuState
+from affiant.kernel.machine.event_log import EventLogCandidate, kernel_event_log, scan_for_event_logs
+from affiant.kernel.machine.memory import GuestMemory, MemoryFault
+from affiant.kernel.machine.paging import AddressSpace
+from affiant.kernel.machine.saved_cpu import SavedCpus
 from affiant.kernel.module_code.judge import ModuleJudge
 from affiant.kernel.page_content.look import PageOwners
-from affiant.kernel.paging import AddressSpace
 from affiant.kernel.patience import Patience
 from affiant.kernel.program import KernelProgram
-from affiant.kernel.saved_cpu import SavedCpus
 from affiant.kernel.site_content.content import SiteContent
 from affiant.kernel.site_content.function_types import FunctionTypes
 from affiant.kernel.site_content.image import KernelImage

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from affiant.kernel.code_difference import Difference
-from affiant.kernel.memory import MemoryFault
+from affiant.kernel.machine.memory import MemoryFault
 from affiant.kernel.reference.image import ReferenceImage
 from affiant.kernel.site_content.function_types import FunctionTypes
 from affiant.kernel.site_content.image import KernelImage

@@ -13,10 +13,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from affiant.kernel.memory import GuestMemory
+from affiant.kernel.machine.memory import GuestMemory
+from affiant.kernel.machine.paging import AddressSpace
 from affiant.kernel.module_image import LinkedModule
 from affiant.kernel.overlaid_reference import OverlaidReference
-from affiant.kernel.paging import AddressSpace
 from affiant.kernel.program import KernelProgram
 from affiant.kernel.reference.image import ReferenceImage
 from affiant.kernel.reference.linked import LinkedKernel, Section

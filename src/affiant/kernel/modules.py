@@ -29,8 +29,8 @@ from affiant.kernel.executable_pages import (
 from affiant.kernel.init_freeing import is_freeing_init
 from affiant.kernel.known_walks import walked
 from affiant.kernel.lists import Words, list_entries, tree_nodes
-from affiant.kernel.memory import PAGE_SIZE, GuestMemory, MemoryFault
-from affiant.kernel.paging import AddressSpace
+from affiant.kernel.machine.memory import PAGE_SIZE, GuestMemory, MemoryFault
+from affiant.kernel.machine.paging import AddressSpace
 from affiant.kernel.patience import Patience
 from affiant.kernel.program import KernelProgram, StructCopy
 from affiant.kernel.slide import KERNEL_MAP

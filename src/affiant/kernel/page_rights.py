@@ -37,8 +37,8 @@ from affiant.kernel.address_roots import (
 )
 from affiant.kernel.executable_pages import LAST_CODE_ADDRESS
 from affiant.kernel.firmware_map import kept_regions, within_kept
-from affiant.kernel.memory import PAGE_SIZE
-from affiant.kernel.paging import AddressSpace, Leaves
+from affiant.kernel.machine.memory import PAGE_SIZE
+from affiant.kernel.machine.paging import AddressSpace, Leaves
 from affiant.kernel.program import KernelProgram
 from affiant.kernel.slide import KERNEL_MAP
 from affiant.model.errors import AffiantError, MalformedError

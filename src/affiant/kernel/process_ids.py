@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from affiant.kernel.memory import MemoryFault
+from affiant.kernel.machine.memory import MemoryFault
 from affiant.kernel.program import KernelProgram
 from affiant.kernel.queries.places import named_type
 from affiant.kernel.queries.snapshot import Budget, Snapshot

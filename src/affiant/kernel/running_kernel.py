@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from affiant.kernel.cpu import CpuState
-from affiant.kernel.memory import GuestMemory
-from affiant.kernel.paging import AddressSpace
+from affiant.kernel.machine.cpu import CpuState
+from affiant.kernel.machine.memory import GuestMemory
+from affiant.kernel.machine.paging import AddressSpace
 from affiant.kernel.patience import Patience
 from affiant.kernel.program import KernelProgram
 from affiant.kernel.site_content.content import SiteContent

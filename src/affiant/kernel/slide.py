@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from affiant.kernel.cpu import CpuState
-from affiant.kernel.memory import PAGE_SIZE, GuestMemory, MemoryFault
-from affiant.kernel.paging import AddressSpace
+from affiant.kernel.machine.cpu import CpuState
+from affiant.kernel.machine.memory import PAGE_SIZE, GuestMemory, MemoryFault
+from affiant.kernel.machine.paging import AddressSpace
 from affiant.model.errors import MalformedError, UnavailableError
 
 if TYPE_CHECKING:

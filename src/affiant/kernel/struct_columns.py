@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from affiant.kernel.paging import KERNEL_HALF
+from affiant.kernel.machine.paging import KERNEL_HALF
 from affiant.kernel.program import KernelProgram
 
 __all__ = ["StructColumns"]

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from affiant.kernel.memory import MemoryFault
-from affiant.kernel.paging import AddressSpace
+from affiant.kernel.machine.memory import MemoryFault
+from affiant.kernel.machine.paging import AddressSpace
 from affiant.kernel.program import KernelProgram
 
 if TYPE_CHECKING:

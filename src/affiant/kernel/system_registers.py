@@ -10,7 +10,7 @@ from typing import Any
 
 from affiant.kernel.cpu_state.saved_look import SavedLook, read_saved_cpus
 from affiant.kernel.guest import Guest
-from affiant.kernel.saved_cpu import SavedCpu
+from affiant.kernel.machine.saved_cpu import SavedCpu
 
 __all__ = ["SYSTEM_REGISTERS_FIELDS", "SystemRegistersFact", "system_registers"]
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from affiant.kernel.lists import list_entries
-from affiant.kernel.memory import MemoryFault
+from affiant.kernel.machine.memory import MemoryFault
 from affiant.kernel.patience import Patience
 from affiant.kernel.process_ids import ProcessId, read_process_ids
 from affiant.kernel.program import KernelProgram

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from affiant.kernel.code_difference import Difference, Hook, Verdict
-from affiant.kernel.memory import GuestMemory
-from affiant.kernel.paging import AddressSpace, Extent
+from affiant.kernel.machine.memory import GuestMemory
+from affiant.kernel.machine.paging import AddressSpace, Extent
 from affiant.kernel.reference.sites import SiteClass
 from affiant.kernel.slide import KernelLocation
 

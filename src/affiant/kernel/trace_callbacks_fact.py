@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 
 from affiant.kernel.guest import Guest
-from affiant.kernel.memory import MemoryFault
+from affiant.kernel.machine.memory import MemoryFault
 from affiant.kernel.modules import listed_modules
 from affiant.kernel.perf_events import PerfEvent, PerfLook, read_perf_events
 from affiant.kernel.queries.snapshot import Budget, Snapshot

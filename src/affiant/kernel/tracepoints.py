@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from affiant.kernel.lists import list_entries
-from affiant.kernel.memory import MemoryFault
+from affiant.kernel.machine.memory import MemoryFault
 from affiant.kernel.program import KernelProgram
 from affiant.kernel.queries.snapshot import Snapshot
 from affiant.kernel.site_content.image import KernelImage

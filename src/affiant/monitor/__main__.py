@@ -14,7 +14,7 @@ from pathlib import Path
 
 from affiant.assertions.bundle import packaged_library
 from affiant.assertions.engine import Engine
-from affiant.kernel.memory import GuestMemory
+from affiant.kernel.machine.memory import GuestMemory
 from affiant.model.errors import AffiantError, EvidenceError, ForgedError
 from affiant.monitor.courier_client import CourierClient
 from affiant.monitor.fact_keeper import FactKeeper

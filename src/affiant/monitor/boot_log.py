@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
-from affiant.kernel.event_log import EventLogCandidate, scan_for_event_logs
-from affiant.kernel.memory import GuestMemory
+from affiant.kernel.machine.event_log import EventLogCandidate, scan_for_event_logs
+from affiant.kernel.machine.memory import GuestMemory
 
 __all__ = ["BootLogCopies"]
 

@@ -15,8 +15,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Protocol, TypeVar
 
-from affiant.kernel.memory import PAGE_SIZE, GuestMemory
-from affiant.kernel.page_set import PageSet
+from affiant.kernel.machine.memory import PAGE_SIZE, GuestMemory
+from affiant.kernel.machine.page_set import PageSet
 from affiant.model.errors import AffiantError
 from affiant.monitor.registers import Moment
 from affiant.wire.launcher_requests import MOST_COPIED_PAGES, MOST_RUNS

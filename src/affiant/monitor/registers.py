@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from affiant.kernel.cpu import CpuState, parse_registers
-from affiant.kernel.device_stream import parse_device_stream
-from affiant.kernel.saved_cpu import SavedCpus
+from affiant.kernel.machine.cpu import CpuState, parse_registers
+from affiant.kernel.machine.device_stream import parse_device_stream
+from affiant.kernel.machine.saved_cpu import SavedCpus
 from affiant.model.errors import AffiantError
 from affiant.monitor.launcher_client import LauncherClient
 from affiant.wire.launcher_requests import Copy, Cpus, DeviceState, ForgetCopy, MachineState

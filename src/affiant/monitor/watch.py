@@ -11,11 +11,11 @@ from pathlib import Path
 
 from affiant.assertions.engine import Engine
 from affiant.assertions.script import Script
-from affiant.kernel.cpu import CpuState
-from affiant.kernel.event_log import EventLogCandidate
 from affiant.kernel.facts import FACTS, collect
 from affiant.kernel.guest import Guest, find_event_logs
-from affiant.kernel.memory import GuestMemory
+from affiant.kernel.machine.cpu import CpuState
+from affiant.kernel.machine.event_log import EventLogCandidate
+from affiant.kernel.machine.memory import GuestMemory
 from affiant.kernel.page_rights import is_booting
 from affiant.kernel.queries.answers import answer_queries
 from affiant.kernel.reference import ReferenceImage

@@ -38,10 +38,10 @@ def open_machine(target: Target) -> Iterator[LiveMachine]:
     asking for its registers raise.
     """
     from affiant.inspect.registers import read_register_listings
-    from affiant.kernel.cpu import CpuState, parse_registers
     from affiant.kernel.facts import collect
     from affiant.kernel.guest import Guest
-    from affiant.kernel.memory import GuestMemory
+    from affiant.kernel.machine.cpu import CpuState, parse_registers
+    from affiant.kernel.machine.memory import GuestMemory
     from affiant.kernel.queries.answers import answer_queries
     from affiant.kernel.reference import ReferenceImage
 

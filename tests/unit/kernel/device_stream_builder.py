@@ -6,7 +6,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from affiant.kernel.cpu import CpuState
+from affiant.kernel.machine.cpu import CpuState
 
 __all__ = ["SystemRegisters", "cpu_section", "device_stream"]
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from affiant.kernel.cpu import CpuState, parse_registers
 from affiant.kernel.guest import Guest
-from affiant.kernel.memory import GuestMemory
+from affiant.kernel.machine.cpu import CpuState, parse_registers
+from affiant.kernel.machine.memory import GuestMemory
 from affiant.kernel.reference.image import Metadata, ReferenceImage
 from affiant.kernel.reference.linked import LinkedKernel, Section
 from affiant.kernel.reference.relocations import Relocations

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from affiant.kernel.cpu import CpuState, DescriptorTable
 from affiant.kernel.cpu_state.control import ControlMemory, control_deviations, debug_deviations
 from affiant.kernel.cpu_state.deviation import Deviation
 from affiant.kernel.cpu_state.interrupts import ExpectedGates, interrupt_deviations
 from affiant.kernel.cpu_state.segments import ExpectedSegments, segment_deviations
 from affiant.kernel.facts import collect
-from affiant.kernel.memory import MemoryFault
+from affiant.kernel.machine.cpu import CpuState, DescriptorTable
+from affiant.kernel.machine.memory import MemoryFault
 from tests.unit.kernel.synthetic_guest import IDT, IDT_PHYSICAL, SLIDE, SYMBOLS, SyntheticGuest
 
 WP, SMEP, SMAP, NXE = 1 << 16, 1 << 20, 1 << 21, 1 << 11

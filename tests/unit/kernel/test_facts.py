@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from affiant.kernel.device_stream import parse_device_stream
 from affiant.kernel.facts import FACTS, Unavailable, collect
+from affiant.kernel.machine.device_stream import parse_device_stream
+from affiant.kernel.machine.saved_cpu import SavedCpus
 from affiant.kernel.reference.module_files import module_files_beside, pack_module_files
-from affiant.kernel.saved_cpu import SavedCpus
 from affiant.model.errors import UnavailableError
 from tests.unit.kernel.device_stream_builder import SystemRegisters, device_stream
 from tests.unit.kernel.synthetic_guest import PROCESS_ROOT, RAM_SIZE, SYMBOLS, SyntheticGuest, make_reference

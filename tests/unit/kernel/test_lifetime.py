@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from affiant.kernel.device_stream import parse_device_stream
 from affiant.kernel.facts import FACTS, collect
+from affiant.kernel.machine.device_stream import parse_device_stream
+from affiant.kernel.machine.saved_cpu import SavedCpus
 from affiant.kernel.reference.module_files import module_files_beside, pack_module_files
-from affiant.kernel.saved_cpu import SavedCpus
 from tests.unit.kernel.device_stream_builder import SystemRegisters, device_stream
 from tests.unit.kernel.site_world import SiteWorld
 from tests.unit.kernel.synthetic_guest import SyntheticGuest, make_reference

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from affiant.kernel import page_rights
-from affiant.kernel.cpu import CpuState
 from affiant.kernel.facts import collect
 from affiant.kernel.guest import Guest
+from affiant.kernel.machine.cpu import CpuState
 from affiant.kernel.page_rights import VSYSCALL
 from tests.unit.kernel.site_world import FEATURE, PLACES, SiteWorld
 from tests.unit.kernel.synthetic_guest import (

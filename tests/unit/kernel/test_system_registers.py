@@ -8,18 +8,18 @@ from typing import Any, cast
 
 import pytest
 
-from affiant.kernel.cpu import DescriptorTable, SegmentRegister
 from affiant.kernel.cpu_state import system_calls
 from affiant.kernel.cpu_state.memory_types import memory_type_deviations
 from affiant.kernel.cpu_state.per_cpu_base import per_cpu_base_deviations
 from affiant.kernel.cpu_state.segments import ExpectedSegments
 from affiant.kernel.cpu_state.system_calls import ExpectedEntries, expected_entries, system_call_deviations
-from affiant.kernel.device_stream import parse_device_stream
 from affiant.kernel.facts import collect
 from affiant.kernel.guest import Guest
-from affiant.kernel.memory import MemoryFault
+from affiant.kernel.machine.cpu import DescriptorTable, SegmentRegister
+from affiant.kernel.machine.device_stream import parse_device_stream
+from affiant.kernel.machine.memory import MemoryFault
+from affiant.kernel.machine.saved_cpu import SavedCpu, SavedCpus
 from affiant.kernel.program import KernelProgram
-from affiant.kernel.saved_cpu import SavedCpu, SavedCpus
 from affiant.model.errors import UnavailableError
 from tests.unit.kernel.device_stream_builder import SystemRegisters, device_stream
 from tests.unit.kernel.synthetic_guest import (

@@ -13,8 +13,8 @@ import pytest
 from affiant.kernel.code_difference import Difference
 from affiant.kernel.facts import collect
 from affiant.kernel.guest import Guest
-from affiant.kernel.memory import GuestMemory, MemoryFault
-from affiant.kernel.paging import AddressSpace
+from affiant.kernel.machine.memory import GuestMemory, MemoryFault
+from affiant.kernel.machine.paging import AddressSpace
 from affiant.kernel.reference.sites import SITE, SiteClass
 from affiant.kernel.text import CodeRegion, RegionComparison, compare_region
 from tests.unit.kernel.synthetic_guest import (

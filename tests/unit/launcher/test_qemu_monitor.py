@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from affiant.kernel.cpu import parse_registers
-from affiant.kernel.device_stream import parse_device_stream
+from affiant.kernel.machine.cpu import parse_registers
+from affiant.kernel.machine.device_stream import parse_device_stream
 from affiant.launcher.page_copies import PageCopies
 from affiant.launcher.qemu_monitor import PAUSE_SECONDS, QemuMonitor
 from affiant.model.errors import SetupError, UnavailableError

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from affiant.kernel.memory import GuestMemory
+from affiant.kernel.machine.memory import GuestMemory
 from affiant.monitor.boot_log import BootLogCopies
-from tests.unit.kernel.test_event_log import BANKS, EVENTS, spec_event
+from tests.unit.kernel.machine.test_event_log import BANKS, EVENTS, spec_event
 
 SIZE, PLACE = 4 << 20, 0x10_0000
 

@@ -13,7 +13,7 @@ import pytest
 from affiant.assertions.bundle import make_bundle
 from affiant.assertions.engine import Engine
 from affiant.kernel.guest import Guest
-from affiant.kernel.memory import GuestMemory
+from affiant.kernel.machine.memory import GuestMemory
 from affiant.model.errors import AffiantError, SetupError, UnavailableError
 from affiant.model.outcome import Outcome
 from affiant.monitor import one_moment

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from affiant.kernel.cpu import parse_registers
+from affiant.kernel.machine.cpu import parse_registers
 from affiant.model.errors import MalformedError, UnavailableError
 from affiant.monitor.registers import Registers
 from affiant.wire.launcher_requests import Cpus, DeviceState, MachineState

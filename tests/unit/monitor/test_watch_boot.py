@@ -10,7 +10,7 @@ import pytest
 from affiant.appraisal.policy import REQUIRED_PCRS
 from affiant.assertions.bundle import make_bundle
 from affiant.assertions.engine import Engine
-from affiant.kernel.memory import GuestMemory
+from affiant.kernel.machine.memory import GuestMemory
 from affiant.model.errors import UnavailableError
 from affiant.monitor.watch import KernelWatch
 from tests.simulator import Machine, make_world

@@ -12,7 +12,7 @@ import numpy as np
 
 from affiant.kernel.bpf_programs.survey import Survey
 from affiant.kernel.lists import list_entries
-from affiant.kernel.memory import MemoryFault
+from affiant.kernel.machine.memory import MemoryFault
 from affiant.model.errors import MalformedError
 
 __all__ = ["survey_descriptors"]

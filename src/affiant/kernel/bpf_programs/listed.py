@@ -16,7 +16,7 @@ from affiant.kernel.bpf_programs.effects import effects_of
 from affiant.kernel.bpf_programs.programs import ProgramDetails, program_details
 from affiant.kernel.bpf_programs.survey import Use
 from affiant.kernel.code_changes import is_changing_code
-from affiant.kernel.memory import MemoryFault
+from affiant.kernel.machine.memory import MemoryFault
 from affiant.kernel.page_content.bpf_lists import BpfLists, BpfProgram
 from affiant.kernel.page_content.view import View
 from affiant.model.errors import MalformedError

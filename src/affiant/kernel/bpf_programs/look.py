@@ -25,7 +25,7 @@ from affiant.kernel.bpf_programs.survey import LinkUse, Survey, Use
 from affiant.kernel.bpf_programs.symbols import survey_symbols
 from affiant.kernel.bpf_programs.tracing import survey_perf_events, survey_trace_events, survey_tracepoints
 from affiant.kernel.bpf_programs.trampolines import survey_trampoline_code, survey_trampolines
-from affiant.kernel.memory import MemoryFault
+from affiant.kernel.machine.memory import MemoryFault
 from affiant.kernel.page_content.bpf_lists import (
     BpfLists,
     BpfProgram,

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from affiant.kernel.memory import PAGE_SIZE, MemoryFault
+from affiant.kernel.machine.memory import PAGE_SIZE, MemoryFault
 from affiant.kernel.page_content.bpf_lists import BpfProgram
 from affiant.kernel.program import KernelProgram
 

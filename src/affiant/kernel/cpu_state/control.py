@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from affiant.kernel.cpu import CpuState
 from affiant.kernel.cpu_state.deviation import Deviation
+from affiant.kernel.machine.cpu import CpuState
 from affiant.kernel.program import KernelProgram
 from affiant.model.errors import AffiantError
 

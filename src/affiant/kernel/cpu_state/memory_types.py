@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from affiant.kernel.cpu_state.deviation import Deviation
-from affiant.kernel.saved_cpu import SavedCpu
+from affiant.kernel.machine.saved_cpu import SavedCpu
 
 __all__ = ["memory_type_deviations"]
 

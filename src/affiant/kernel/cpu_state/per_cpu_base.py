@@ -14,9 +14,9 @@ from typing import Final
 
 from affiant.kernel.cpu_state.deviation import Deviation
 from affiant.kernel.cpu_state.segments import ExpectedSegments, per_cpu_offset
-from affiant.kernel.paging import AddressSpace
+from affiant.kernel.machine.paging import AddressSpace
+from affiant.kernel.machine.saved_cpu import SavedCpu
 from affiant.kernel.program import KernelProgram
-from affiant.kernel.saved_cpu import SavedCpu
 
 __all__ = ["per_cpu_base_deviations"]
 

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from affiant.kernel.cpu import CpuState
 from affiant.kernel.cpu_state.deviation import Deviation
-from affiant.kernel.paging import AddressSpace
+from affiant.kernel.machine.cpu import CpuState
+from affiant.kernel.machine.paging import AddressSpace
 from affiant.kernel.program import KernelProgram
 from affiant.model.errors import AffiantError, UnavailableError
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Final
 
 from affiant.kernel.code_difference import Difference
-from affiant.kernel.memory import PAGE_SIZE
+from affiant.kernel.machine.memory import PAGE_SIZE
 from affiant.kernel.module_code.references import KnownModule
 from affiant.kernel.module_code.verdict import AS_PACKAGED, ModuleCode, told
 from affiant.kernel.module_image import LinkedModule

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from typing import Final
 
-from affiant.kernel.memory import PAGE_SIZE, MemoryFault
+from affiant.kernel.machine.memory import PAGE_SIZE, MemoryFault
+from affiant.kernel.machine.paging import AddressSpace
 from affiant.kernel.modules import Module
-from affiant.kernel.paging import AddressSpace
 
 __all__ = ["CodeDigests"]
 

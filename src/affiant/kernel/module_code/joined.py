@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from affiant.kernel.memory import PAGE_SIZE
+from affiant.kernel.machine.memory import PAGE_SIZE
 from affiant.kernel.module_code.frames import ModuleFrames
 from affiant.kernel.module_code.places import ModuleKey
 from affiant.kernel.module_code.references import KnownModule

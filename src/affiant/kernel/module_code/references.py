@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from affiant.kernel.memory import MemoryFault
+from affiant.kernel.machine.memory import MemoryFault
 from affiant.kernel.module_code.places import ModuleKey, module_places
 from affiant.kernel.module_code.verdict import ModuleCode
 from affiant.kernel.module_image import PER_CPU, Area, LinkedModule, link_module, section_places

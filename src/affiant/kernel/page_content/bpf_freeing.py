@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from affiant.kernel.deferred_calls import DeferredCalls
-from affiant.kernel.memory import MemoryFault
+from affiant.kernel.machine.memory import MemoryFault
 from affiant.kernel.queries.snapshot import Budget, Snapshot
 from affiant.model.errors import AffiantError, MalformedError, UnavailableError
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from affiant.kernel.memory import MemoryFault
+from affiant.kernel.machine.memory import MemoryFault
 from affiant.kernel.page_content.bpf_calls import BpfCalls
 from affiant.kernel.page_content.bpf_code import (
     CLASSIC,

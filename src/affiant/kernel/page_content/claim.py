@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from affiant.kernel.memory import PAGE_SIZE
+from affiant.kernel.machine.memory import PAGE_SIZE
 
 __all__ = ["Claim", "Fault", "is_filler", "pages_around"]
 

@@ -20,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from affiant.kernel.address_roots import EFI_AREA, efi_root
-from affiant.kernel.memory import GuestMemory
+from affiant.kernel.machine.memory import GuestMemory
+from affiant.kernel.machine.paging import AddressSpace, Leaves
 from affiant.kernel.page_content.claim import Claim, Fault
 from affiant.kernel.page_content.view import View
-from affiant.kernel.paging import AddressSpace, Leaves
 from affiant.model.errors import UnavailableError
 
 __all__ = ["FirmwarePages"]

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-from affiant.kernel.memory import PAGE_SIZE, MemoryFault
+from affiant.kernel.machine.memory import PAGE_SIZE, MemoryFault
 from affiant.kernel.page_content.claim import Claim, Fault, pages_around
 from affiant.kernel.page_content.view import View
 from affiant.kernel.page_rights import VSYSCALL, real_mode_pages

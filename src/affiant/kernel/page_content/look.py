@@ -22,7 +22,7 @@ from affiant.kernel.executable_pages import (
     read_executable_pages,
 )
 from affiant.kernel.init_freeing import is_freeing_init
-from affiant.kernel.memory import PAGE_SIZE, MemoryFault
+from affiant.kernel.machine.memory import PAGE_SIZE, MemoryFault
 from affiant.kernel.modules import Module, listed_modules
 from affiant.kernel.page_content.bpf_pages import BpfPages
 from affiant.kernel.page_content.claim import Claim, Fault

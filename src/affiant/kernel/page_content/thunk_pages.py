@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-from affiant.kernel.memory import PAGE_SIZE
+from affiant.kernel.machine.memory import PAGE_SIZE
 from affiant.kernel.page_content.claim import Claim, Fault
 from affiant.kernel.page_content.view import View
 from affiant.model.errors import MalformedError

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from affiant.kernel.memory import MemoryFault
+from affiant.kernel.machine.memory import MemoryFault
 from affiant.kernel.modules import Module, listed_modules
 from affiant.kernel.page_content.bpf_freeing import functions_being_freed
 from affiant.kernel.page_content.bpf_lists import BpfLists, read_bpf_lists

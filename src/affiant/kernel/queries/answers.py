@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from affiant.kernel.fact_values import Fact, Unavailable
 from affiant.kernel.guest import Guest
-from affiant.kernel.memory import MemoryFault
+from affiant.kernel.machine.memory import MemoryFault
 from affiant.kernel.queries.owners import Owners
 from affiant.kernel.queries.places import AbsentError, Place, follow, named_type, start_of
 from affiant.kernel.queries.readings import Json, Reader, make_reader

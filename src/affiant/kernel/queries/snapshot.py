@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from affiant.kernel.memory import PAGE_SIZE, MemoryFault
+from affiant.kernel.machine.memory import PAGE_SIZE, MemoryFault
 from affiant.kernel.program import KernelProgram
 from affiant.model.errors import UnavailableError
 

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from affiant.kernel.code_difference import Difference, Hook, Verdict
-from affiant.kernel.memory import GuestMemory, MemoryFault
-from affiant.kernel.paging import AddressSpace
+from affiant.kernel.machine.memory import GuestMemory, MemoryFault
+from affiant.kernel.machine.paging import AddressSpace
 from affiant.kernel.program import KernelProgram
 from affiant.kernel.reference.sites import SiteClass
 from affiant.kernel.site_content.alternatives import Alternatives

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from affiant.kernel.lists import list_entries
-from affiant.kernel.memory import MemoryFault
+from affiant.kernel.machine.memory import MemoryFault
 from affiant.kernel.site_content.branches import CALL, JUMP
 from affiant.kernel.site_content.image import KernelImage
 from affiant.kernel.site_content.instructions import meaning

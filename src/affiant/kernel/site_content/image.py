@@ -8,8 +8,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from affiant.kernel.memory import GuestMemory, MemoryFault
-from affiant.kernel.paging import AddressSpace
+from affiant.kernel.machine.memory import GuestMemory, MemoryFault
+from affiant.kernel.machine.paging import AddressSpace
 from affiant.kernel.program import KernelProgram
 from affiant.kernel.reference.image import ReferenceImage
 from affiant.kernel.site_content.outside import NOBODY, Outside

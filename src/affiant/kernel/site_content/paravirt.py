@@ -15,7 +15,7 @@ from typing import Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from affiant.kernel.memory import MemoryFault
+from affiant.kernel.machine.memory import MemoryFault
 from affiant.kernel.reference.sites import SiteClass
 from affiant.kernel.site_content.branches import CALL, NOPS, branch, branches
 from affiant.kernel.site_content.image import KernelImage

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from affiant.kernel.lists import list_entries
-from affiant.kernel.memory import MemoryFault
+from affiant.kernel.machine.memory import MemoryFault
 from affiant.kernel.program import StructCopy
 from affiant.kernel.site_content.branches import CALL, INT3, JUMP
 from affiant.kernel.site_content.image import KernelImage

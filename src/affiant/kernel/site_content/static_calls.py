@@ -16,7 +16,7 @@ from typing import Any, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from affiant.kernel.memory import MemoryFault
+from affiant.kernel.machine.memory import MemoryFault
 from affiant.kernel.reference.sites import SiteClass
 from affiant.kernel.site_content.branches import CALL, JUMP, NOP5, branches, five_bytes, targets
 from affiant.kernel.site_content.function_types import FunctionTypes

@@ -14,7 +14,7 @@ from affiant.kernel.bpf_programs import callees, look, trampolines
 from affiant.kernel.bpf_programs import listed as listed_look
 from affiant.kernel.bpf_programs.survey import Survey, Use
 from affiant.kernel.facts import collect
-from affiant.kernel.memory import MemoryFault
+from affiant.kernel.machine.memory import MemoryFault
 from affiant.kernel.page_content.bpf_lists import BpfLists, BpfSymbol
 from affiant.kernel.site_content.content import SiteContent
 from tests.unit.kernel.bpf_world import (

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from affiant.kernel.lists import xarray_entries
-from affiant.kernel.memory import MemoryFault
+from affiant.kernel.machine.memory import MemoryFault
 from affiant.kernel.page_content import bpf_pages
 from affiant.kernel.page_content.bpf_lists import BpfLists, BpfSymbol, read_bpf_lists
 from affiant.kernel.page_content.bpf_trampolines import trampolines_in_use

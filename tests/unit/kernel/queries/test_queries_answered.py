@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from affiant.assertions.query import parse_queries
-from affiant.kernel.memory import PAGE_SIZE
+from affiant.kernel.machine.memory import PAGE_SIZE
 from affiant.kernel.queries.answers import answer_queries
 from tests.unit.kernel.queries.things import CALL, LABEL, LIST, OWNER, TEXT, ThingGuest, ask, numbers, walk
 from tests.unit.kernel.synthetic_guest import DIRECT_MAP, LINK, MODULE_AREA

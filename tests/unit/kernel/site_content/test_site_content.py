@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from affiant.kernel.memory import MemoryFault
+from affiant.kernel.machine.memory import MemoryFault
 from affiant.kernel.reference.sites import SiteClass
 from affiant.kernel.site_content.fixed_forms import FixedForms, FormTable
 from affiant.kernel.site_content.paravirt import PvOps

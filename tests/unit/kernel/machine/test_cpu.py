@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from affiant.kernel.cpu import CpuState, parse_registers
+from affiant.kernel.machine.cpu import CpuState, parse_registers
 from affiant.model.errors import MalformedError
 
-VECTORS = Path(__file__).parents[2] / "vectors" / "registers"
+VECTORS = Path(__file__).parents[3] / "vectors" / "registers"
 HALTED = (VECTORS / "linux-6.1-halted.txt").read_text()
 REAL_MODE = (VECTORS / "real-mode-reset.txt").read_text()
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from affiant.kernel.page_set import PageSet
+from affiant.kernel.machine.page_set import PageSet
 from affiant.model.errors import SetupError, UnavailableError
 
 __all__ = [

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from affiant.kernel.event_log import LONGEST_LOG, kernel_event_log, scan_for_event_logs
 from affiant.kernel.guest import find_event_logs
-from affiant.kernel.memory import GuestMemory
+from affiant.kernel.machine.event_log import LONGEST_LOG, kernel_event_log, scan_for_event_logs
+from affiant.kernel.machine.memory import GuestMemory
 from tests.unit.kernel.synthetic_guest import SYMBOLS, SyntheticGuest
 
 RAM = 8 << 20

@@ -2,7 +2,7 @@
 
 The text comes from QEMU, not from the guest, but the guest chose most of the numbers in it: they
 are where the monitor starts to look, never what it believes. LSTAR and the other system call registers
-are not in this listing: see `affiant.kernel.device_stream`.
+are not in this listing: see `affiant.kernel.machine.device_stream`.
 """
 
 from __future__ import annotations

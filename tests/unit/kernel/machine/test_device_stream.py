@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from affiant.kernel.cpu import CpuState, DescriptorTable, parse_registers
-from affiant.kernel.device_stream import parse_device_stream
+from affiant.kernel.machine.cpu import CpuState, DescriptorTable, parse_registers
+from affiant.kernel.machine.device_stream import parse_device_stream
 from affiant.model.errors import AffiantError, MalformedError, UnavailableError
 from tests.unit.kernel.device_stream_builder import HEAD, SystemRegisters, cpu_section, device_stream
 from tests.unit.kernel.synthetic_guest import registers
 
-VECTORS = Path(__file__).parents[2] / "vectors/device_state"
+VECTORS = Path(__file__).parents[3] / "vectors/device_state"
 SYSTEM = SystemRegisters(lstar=0xFFFF_FFFF_81E0_0080, kernel_gs_base=0x1234)
 
 

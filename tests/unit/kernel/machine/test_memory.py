@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from affiant.kernel.memory import GuestMemory, MemoryFault, SegmentReader, q35_below_4g_bytes
-from affiant.kernel.page_set import PageSet
+from affiant.kernel.machine.memory import GuestMemory, MemoryFault, SegmentReader, q35_below_4g_bytes
+from affiant.kernel.machine.page_set import PageSet
 from affiant.model.errors import SetupError, UnavailableError
 
 MIB = 1 << 20

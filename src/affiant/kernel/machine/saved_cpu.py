@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from affiant.kernel.cpu import CpuState, DescriptorTable, SegmentRegister
+from affiant.kernel.machine.cpu import CpuState, DescriptorTable, SegmentRegister
 
 __all__ = ["SavedCpu", "SavedCpus", "disagreement"]
 

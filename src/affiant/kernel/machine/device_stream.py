@@ -18,8 +18,8 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from affiant.kernel.cpu import CpuState, DescriptorTable, SegmentRegister
-from affiant.kernel.saved_cpu import SavedCpu, disagreement
+from affiant.kernel.machine.cpu import CpuState, DescriptorTable, SegmentRegister
+from affiant.kernel.machine.saved_cpu import SavedCpu, disagreement
 from affiant.model.errors import MalformedError, UnavailableError
 
 __all__ = ["parse_device_stream"]

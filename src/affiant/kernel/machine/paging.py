@@ -16,7 +16,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from affiant.kernel.memory import PAGE_SIZE, GuestMemory, MemoryFault
+from affiant.kernel.machine.memory import PAGE_SIZE, GuestMemory, MemoryFault
 from affiant.model.errors import MalformedError
 
 __all__ = ["KERNEL_HALF", "AddressSpace", "Extent", "Leaves", "Translation"]

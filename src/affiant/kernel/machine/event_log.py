@@ -25,7 +25,7 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
-from affiant.kernel.memory import GuestMemory, MemoryFault
+from affiant.kernel.machine.memory import GuestMemory, MemoryFault
 
 __all__ = [
     "LONGEST_LOG",

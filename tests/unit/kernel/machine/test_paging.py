@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from affiant.kernel.memory import GuestMemory, MemoryFault
-from affiant.kernel.paging import AddressSpace
+from affiant.kernel.machine.memory import GuestMemory, MemoryFault
+from affiant.kernel.machine.paging import AddressSpace
 from affiant.model.errors import MalformedError
 from tests.unit.kernel.synthetic_guest import DIRECT_MAP, KERNEL_PHYSICAL, LINK, RODATA, SLIDE, SyntheticGuest
 
