@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from affiant.kernel.program import KernelProgram
+from affiant.kernel.objects.program import KernelProgram
 from affiant.kernel.reference import ReferenceImage
 from affiant.kernel.reference.btf import BtfKind
 from lab.guests import LabGuest

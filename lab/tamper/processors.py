@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Final
 
 from affiant.kernel.cpu_state.interrupts import expected_gates
-from affiant.kernel.slide import KERNEL_MAP
+from affiant.kernel.objects.slide import KERNEL_MAP
 from lab.live_guest import LiveGuest
 from lab.tamper.technique import Technique
 

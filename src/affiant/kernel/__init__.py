@@ -2,8 +2,7 @@
 
     machine/               guest RAM, page tables, vCPU registers
     reference/             what the kernel must look like, built offline from its package
-    slide                  where the kernel runs, anchored on vCPU state and confirmed against text
-    program, btf_types     kernel objects; the only places that know drgn
+    objects/               where the kernel runs; its symbols, types and objects, by drgn
     text, syscalls         live code and system call tables against the reference
     modules, tasks         walks over kernel lists
     guest, facts           one guest ready to be looked at; what was seen, as values

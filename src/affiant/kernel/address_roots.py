@@ -28,8 +28,8 @@ from affiant.kernel.lists import list_entries
 from affiant.kernel.machine.cpu import CpuState
 from affiant.kernel.machine.memory import PAGE_SIZE
 from affiant.kernel.machine.paging import AddressSpace, Leaves
-from affiant.kernel.program import KernelProgram
-from affiant.kernel.slide import address_spaces
+from affiant.kernel.objects.program import KernelProgram
+from affiant.kernel.objects.slide import address_spaces
 from affiant.model.errors import AffiantError, MalformedError
 
 __all__ = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from affiant.kernel.program import KernelProgram
+from affiant.kernel.objects.program import KernelProgram
 from affiant.model.errors import AffiantError
 
 __all__ = ["is_changing_code"]

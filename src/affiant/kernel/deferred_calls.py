@@ -17,7 +17,7 @@ from affiant.kernel.queries.walks import processors
 from affiant.model.errors import MalformedError, UnavailableError
 
 if TYPE_CHECKING:
-    from affiant.kernel.program import KernelProgram
+    from affiant.kernel.objects.program import KernelProgram
 
 __all__ = ["DeferredCalls"]
 

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from affiant.kernel.lists import list_entries
 from affiant.kernel.machine.memory import PAGE_SIZE, GuestMemory, MemoryFault
 from affiant.kernel.machine.paging import AddressSpace
-from affiant.kernel.program import KernelProgram
-from affiant.kernel.slide import KERNEL_MAP
+from affiant.kernel.objects.program import KernelProgram
+from affiant.kernel.objects.slide import KERNEL_MAP
 from affiant.model.errors import MalformedError, UnavailableError
 
 __all__ = [

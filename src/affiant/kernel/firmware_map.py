@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from affiant.kernel.machine.memory import PAGE_SIZE
 from affiant.kernel.machine.paging import Leaves
-from affiant.kernel.program import KernelProgram
+from affiant.kernel.objects.program import KernelProgram
 from affiant.model.errors import AffiantError
 
 __all__ = ["KeptRegion", "kept_regions", "within_kept"]

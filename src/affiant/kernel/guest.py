@@ -18,14 +18,20 @@ from affiant.kernel.machine.memory import GuestMemory, MemoryFault
 from affiant.kernel.machine.paging import AddressSpace
 from affiant.kernel.machine.saved_cpu import SavedCpus
 from affiant.kernel.module_code.judge import ModuleJudge
+from affiant.kernel.objects.program import KernelProgram
+from affiant.kernel.objects.slide import (
+    KERNEL_MAP,
+    KernelLocation,
+    address_spaces,
+    locate_kernel,
+    still_there,
+)
 from affiant.kernel.page_content.look import PageOwners
 from affiant.kernel.patience import Patience
-from affiant.kernel.program import KernelProgram
 from affiant.kernel.site_content.content import SiteContent
 from affiant.kernel.site_content.function_types import FunctionTypes
 from affiant.kernel.site_content.image import KernelImage
 from affiant.kernel.site_content.outside import Outside
-from affiant.kernel.slide import KERNEL_MAP, KernelLocation, address_spaces, locate_kernel, still_there
 from affiant.kernel.syscalls import ExpectedTable, expected_tables
 from affiant.kernel.text import CodeRegion, rodata_regions, text_region
 from affiant.kernel.tracepoints import Tracepoints

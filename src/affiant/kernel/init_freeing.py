@@ -12,7 +12,7 @@ from typing import Final
 
 from affiant.kernel.deferred_calls import DeferredCalls
 from affiant.kernel.machine.memory import MemoryFault
-from affiant.kernel.program import KernelProgram
+from affiant.kernel.objects.program import KernelProgram
 from affiant.kernel.queries.snapshot import Budget, Snapshot
 from affiant.model.errors import AffiantError, MalformedError
 

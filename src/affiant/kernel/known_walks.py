@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from affiant.kernel.lists import Words
-from affiant.kernel.program import KernelProgram
+from affiant.kernel.objects.program import KernelProgram
 from affiant.model.errors import MalformedError
 
 __all__ = ["walked"]

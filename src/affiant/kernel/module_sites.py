@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from affiant.kernel.machine.memory import GuestMemory
 from affiant.kernel.machine.paging import AddressSpace
 from affiant.kernel.module_image import LinkedModule
+from affiant.kernel.objects.program import KernelProgram
 from affiant.kernel.overlaid_reference import OverlaidReference
-from affiant.kernel.program import KernelProgram
 from affiant.kernel.reference.image import ReferenceImage
 from affiant.kernel.reference.linked import LinkedKernel, Section
 from affiant.kernel.reference.patch_tables import find_sites

@@ -39,8 +39,8 @@ from affiant.kernel.executable_pages import LAST_CODE_ADDRESS
 from affiant.kernel.firmware_map import kept_regions, within_kept
 from affiant.kernel.machine.memory import PAGE_SIZE
 from affiant.kernel.machine.paging import AddressSpace, Leaves
-from affiant.kernel.program import KernelProgram
-from affiant.kernel.slide import KERNEL_MAP
+from affiant.kernel.objects.program import KernelProgram
+from affiant.kernel.objects.slide import KERNEL_MAP
 from affiant.model.errors import AffiantError, MalformedError
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from affiant.kernel.lists import list_entries
-from affiant.kernel.program import KernelProgram
+from affiant.kernel.objects.program import KernelProgram
 from affiant.kernel.queries.places import named_type
 from affiant.kernel.queries.snapshot import Snapshot
 from affiant.kernel.queries.walks import make_walk, processors

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from affiant.kernel.machine.memory import MemoryFault
-from affiant.kernel.program import KernelProgram
+from affiant.kernel.objects.program import KernelProgram
 from affiant.kernel.queries.places import named_type
 from affiant.kernel.queries.snapshot import Budget, Snapshot
 from affiant.kernel.queries.walks import make_walk

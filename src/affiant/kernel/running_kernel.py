@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Protocol
 from affiant.kernel.machine.cpu import CpuState
 from affiant.kernel.machine.memory import GuestMemory
 from affiant.kernel.machine.paging import AddressSpace
+from affiant.kernel.objects.program import KernelProgram
+from affiant.kernel.objects.slide import KernelLocation
 from affiant.kernel.patience import Patience
-from affiant.kernel.program import KernelProgram
 from affiant.kernel.site_content.content import SiteContent
 from affiant.kernel.site_content.outside import Outside
-from affiant.kernel.slide import KernelLocation
 from affiant.kernel.text import CodeRegion
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from affiant.kernel.machine.paging import KERNEL_HALF
-from affiant.kernel.program import KernelProgram
+from affiant.kernel.objects.program import KernelProgram
 
 __all__ = ["StructColumns"]
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from affiant.kernel.machine.memory import MemoryFault
 from affiant.kernel.machine.paging import AddressSpace
-from affiant.kernel.program import KernelProgram
+from affiant.kernel.objects.program import KernelProgram
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -14,9 +14,9 @@ import numpy as np
 
 from affiant.kernel.lists import list_entries
 from affiant.kernel.machine.memory import MemoryFault
+from affiant.kernel.objects.program import KernelProgram
 from affiant.kernel.patience import Patience
 from affiant.kernel.process_ids import ProcessId, read_process_ids
-from affiant.kernel.program import KernelProgram
 from affiant.kernel.struct_columns import StructColumns
 from affiant.model.errors import AffiantError, MalformedError
 

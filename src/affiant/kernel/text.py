@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from affiant.kernel.code_difference import Difference, Hook, Verdict
 from affiant.kernel.machine.memory import GuestMemory
 from affiant.kernel.machine.paging import AddressSpace, Extent
+from affiant.kernel.objects.slide import KernelLocation
 from affiant.kernel.reference.sites import SiteClass
-from affiant.kernel.slide import KernelLocation
 
 if TYPE_CHECKING:
     from affiant.kernel.reference.image import ReferenceImage

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from affiant.kernel.lists import list_entries
 from affiant.kernel.machine.memory import MemoryFault
-from affiant.kernel.program import KernelProgram
+from affiant.kernel.objects.program import KernelProgram
 from affiant.kernel.queries.snapshot import Snapshot
 from affiant.kernel.site_content.image import KernelImage
 from affiant.model.errors import MalformedError

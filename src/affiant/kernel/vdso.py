@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from affiant.kernel.code_difference import Difference, Verdict
 from affiant.kernel.machine.memory import PAGE_SIZE, GuestMemory
 from affiant.kernel.machine.paging import AddressSpace
+from affiant.kernel.objects.program import KernelProgram
 from affiant.kernel.overlaid_reference import OverlaidReference
-from affiant.kernel.program import KernelProgram
 from affiant.kernel.reference.linked import LinkedKernel, Section
 from affiant.kernel.reference.patch_tables import find_sites
 from affiant.kernel.reference.sites import Sites

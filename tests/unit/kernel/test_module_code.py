@@ -28,7 +28,7 @@ from affiant.kernel.module_code.places import module_places
 from affiant.kernel.module_image import ModulePlaces, link_module
 from affiant.kernel.module_sites import functions_of
 from affiant.kernel.modules import Module, listed_modules
-from affiant.kernel.program import KernelProgram
+from affiant.kernel.objects.program import KernelProgram
 from affiant.kernel.reference.module_files import ModuleFiles, module_files_beside, pack_module_files
 from affiant.kernel.reference.modules import ModuleEntry, encode_modules, read_module
 from affiant.kernel.reference.relocatable import read_relocatable

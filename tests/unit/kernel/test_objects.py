@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from affiant.kernel.btf_types import BtfTypes
 from affiant.kernel.facts import collect
 from affiant.kernel.lists import list_entries, tree_nodes
 from affiant.kernel.machine.memory import MemoryFault
-from affiant.kernel.program import KernelProgram
+from affiant.kernel.objects.btf_types import BtfTypes
+from affiant.kernel.objects.program import KernelProgram
 from affiant.kernel.tasks import read_tasks
 from affiant.model.errors import AffiantError, MalformedError, UnavailableError
 from tests.unit.kernel.btf_builder import BtfBuilder

@@ -19,7 +19,7 @@ from affiant.kernel.machine.cpu import DescriptorTable, SegmentRegister
 from affiant.kernel.machine.device_stream import parse_device_stream
 from affiant.kernel.machine.memory import MemoryFault
 from affiant.kernel.machine.saved_cpu import SavedCpu, SavedCpus
-from affiant.kernel.program import KernelProgram
+from affiant.kernel.objects.program import KernelProgram
 from affiant.model.errors import UnavailableError
 from tests.unit.kernel.device_stream_builder import SystemRegisters, device_stream
 from tests.unit.kernel.synthetic_guest import (

@@ -17,6 +17,7 @@ from affiant.kernel.machine.memory import GuestMemory, MemoryFault
 from affiant.kernel.machine.paging import AddressSpace
 from affiant.kernel.reference.sites import SITE, SiteClass
 from affiant.kernel.text import CodeRegion, RegionComparison, compare_region
+from tests.unit.kernel.objects.test_slide import split_text, unmap
 from tests.unit.kernel.synthetic_guest import (
     DATA,
     KERNEL_PHYSICAL,
@@ -30,7 +31,6 @@ from tests.unit.kernel.synthetic_guest import (
     TEXT_SIZE,
     SyntheticGuest,
 )
-from tests.unit.kernel.test_slide import split_text, unmap
 
 HOOK = bytes.fromhex("e9deadbeef")
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from affiant.kernel.machine.memory import PAGE_SIZE, MemoryFault
+from affiant.kernel.objects.program import KernelProgram
 from affiant.kernel.page_content.bpf_lists import BpfProgram
-from affiant.kernel.program import KernelProgram
 
 __all__ = ["ProgramDetails", "is_of_kernel", "program_details"]
 

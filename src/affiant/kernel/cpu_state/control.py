@@ -13,7 +13,7 @@ from typing import Final
 
 from affiant.kernel.cpu_state.deviation import Deviation
 from affiant.kernel.machine.cpu import CpuState
-from affiant.kernel.program import KernelProgram
+from affiant.kernel.objects.program import KernelProgram
 from affiant.model.errors import AffiantError
 
 __all__ = ["ControlMemory", "control_deviations", "debug_deviations"]

@@ -14,7 +14,7 @@ from typing import Final
 from affiant.kernel.cpu_state.deviation import Deviation
 from affiant.kernel.machine.cpu import CpuState
 from affiant.kernel.machine.paging import AddressSpace
-from affiant.kernel.program import KernelProgram
+from affiant.kernel.objects.program import KernelProgram
 from affiant.model.errors import MalformedError, UnavailableError
 
 __all__ = ["ExpectedGates", "expected_gates", "interrupt_deviations"]

@@ -12,8 +12,8 @@ from affiant.kernel.cpu_state.interrupts import expected_gates, interrupt_deviat
 from affiant.kernel.cpu_state.segments import DESCRIPTORS, expected_segments, segment_deviations
 from affiant.kernel.cpu_state.starting import starting_cpus
 from affiant.kernel.cpu_state.system_calls import expected_entries
+from affiant.kernel.objects.program import KernelProgram
 from affiant.kernel.page_rights import is_booting
-from affiant.kernel.program import KernelProgram
 from affiant.model.errors import AffiantError
 
 if TYPE_CHECKING:

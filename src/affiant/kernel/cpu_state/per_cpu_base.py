@@ -16,7 +16,7 @@ from affiant.kernel.cpu_state.deviation import Deviation
 from affiant.kernel.cpu_state.segments import ExpectedSegments, per_cpu_offset
 from affiant.kernel.machine.paging import AddressSpace
 from affiant.kernel.machine.saved_cpu import SavedCpu
-from affiant.kernel.program import KernelProgram
+from affiant.kernel.objects.program import KernelProgram
 
 __all__ = ["per_cpu_base_deviations"]
 

@@ -17,7 +17,7 @@ from typing import Final
 from affiant.kernel.cpu_state.deviation import Deviation
 from affiant.kernel.machine.cpu import CpuState
 from affiant.kernel.machine.paging import AddressSpace
-from affiant.kernel.program import KernelProgram
+from affiant.kernel.objects.program import KernelProgram
 from affiant.model.errors import AffiantError, UnavailableError
 
 __all__ = ["DESCRIPTORS", "ExpectedSegments", "expected_segments", "per_cpu_offset", "segment_deviations"]

@@ -15,7 +15,7 @@ from typing import Final
 from affiant.kernel.cpu_state.deviation import Deviation
 from affiant.kernel.cpu_state.segments import ExpectedSegments
 from affiant.kernel.machine.saved_cpu import SavedCpu
-from affiant.kernel.program import KernelProgram
+from affiant.kernel.objects.program import KernelProgram
 from affiant.model.errors import UnavailableError
 
 __all__ = ["REGISTERS", "ExpectedEntries", "expected_entries", "system_call_deviations"]

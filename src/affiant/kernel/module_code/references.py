@@ -16,7 +16,7 @@ from affiant.kernel.module_code.verdict import ModuleCode
 from affiant.kernel.module_image import PER_CPU, Area, LinkedModule, link_module, section_places
 from affiant.kernel.module_sites import NamedImage, module_content
 from affiant.kernel.modules import Module
-from affiant.kernel.program import KernelProgram
+from affiant.kernel.objects.program import KernelProgram
 from affiant.kernel.reference.module_files import ModuleFiles, module_files_beside
 from affiant.kernel.reference.modules import ModuleEntry
 from affiant.kernel.reference.relocatable import Relocatable, read_relocatable

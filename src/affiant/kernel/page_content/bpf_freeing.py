@@ -21,7 +21,7 @@ from affiant.kernel.queries.snapshot import Budget, Snapshot
 from affiant.model.errors import AffiantError, MalformedError, UnavailableError
 
 if TYPE_CHECKING:
-    from affiant.kernel.program import KernelProgram
+    from affiant.kernel.objects.program import KernelProgram
     from affiant.kernel.running_kernel import RunningKernel
 
 __all__ = ["functions_being_freed"]

@@ -10,9 +10,9 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from affiant.kernel.objects.program import KernelProgram
 from affiant.kernel.page_content.bpf_code import DISPATCHER, TRAMPOLINE, CodeForm
 from affiant.kernel.page_content.bpf_lists import BpfLists, BpfSymbol
-from affiant.kernel.program import KernelProgram
 
 __all__ = ["GeneratedCode", "entered_at", "generated_code", "is_dispatcher", "is_in_use"]
 

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from affiant.kernel.machine.memory import PAGE_SIZE, MemoryFault
+from affiant.kernel.objects.program import KernelProgram
 from affiant.kernel.page_content.claim import Claim, Fault, pages_around
 from affiant.kernel.page_content.view import View
 from affiant.kernel.page_rights import VSYSCALL, real_mode_pages
-from affiant.kernel.program import KernelProgram
 from affiant.model.errors import MalformedError, UnavailableError
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from affiant.kernel.machine.memory import MemoryFault
 from affiant.kernel.modules import Module, listed_modules
+from affiant.kernel.objects.program import KernelProgram
 from affiant.kernel.page_content.bpf_freeing import functions_being_freed
 from affiant.kernel.page_content.bpf_lists import BpfLists, read_bpf_lists
-from affiant.kernel.program import KernelProgram
 
 if TYPE_CHECKING:
     from affiant.kernel.running_kernel import RunningKernel

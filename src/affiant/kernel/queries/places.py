@@ -9,7 +9,7 @@ from typing import Final
 
 import drgn
 
-from affiant.kernel.program import KernelProgram
+from affiant.kernel.objects.program import KernelProgram
 from affiant.model.errors import UnavailableError
 from affiant.model.query import Path
 

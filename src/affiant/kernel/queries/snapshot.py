@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from affiant.kernel.machine.memory import PAGE_SIZE, MemoryFault
-from affiant.kernel.program import KernelProgram
+from affiant.kernel.objects.program import KernelProgram
 from affiant.model.errors import UnavailableError
 
 __all__ = ["Budget", "NoTimeError", "Snapshot"]

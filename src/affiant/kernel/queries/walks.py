@@ -11,7 +11,7 @@ from typing import Final
 
 import drgn
 
-from affiant.kernel.program import KernelProgram
+from affiant.kernel.objects.program import KernelProgram
 from affiant.kernel.queries.places import AbsentError, Place, Start, follow, plain, size_of, start_of
 from affiant.kernel.queries.readings import destination
 from affiant.kernel.queries.snapshot import Snapshot

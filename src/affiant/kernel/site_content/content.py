@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from affiant.kernel.code_difference import Difference, Hook, Verdict
 from affiant.kernel.machine.memory import GuestMemory, MemoryFault
 from affiant.kernel.machine.paging import AddressSpace
-from affiant.kernel.program import KernelProgram
+from affiant.kernel.objects.program import KernelProgram
+from affiant.kernel.objects.weak_method import weak_method
 from affiant.kernel.reference.sites import SiteClass
 from affiant.kernel.site_content.alternatives import Alternatives
 from affiant.kernel.site_content.branches import INT3
@@ -32,7 +33,6 @@ from affiant.kernel.site_content.rule import Objection, Rule
 from affiant.kernel.site_content.rules import make_rules
 from affiant.kernel.site_content.site_rows import Spans, differing_words, put_rows, rows_at
 from affiant.kernel.text import CodeRegion, compare_region, without
-from affiant.kernel.weak_method import weak_method
 from affiant.model.errors import AffiantError
 
 __all__ = ["SiteContent"]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from affiant.kernel.machine.memory import GuestMemory, MemoryFault
 from affiant.kernel.machine.paging import AddressSpace
-from affiant.kernel.program import KernelProgram
+from affiant.kernel.objects.program import KernelProgram
 from affiant.kernel.reference.image import ReferenceImage
 from affiant.kernel.site_content.outside import NOBODY, Outside
 from affiant.kernel.text import CodeRegion

@@ -13,7 +13,7 @@ from typing import Final
 
 from affiant.kernel.lists import list_entries
 from affiant.kernel.machine.memory import MemoryFault
-from affiant.kernel.program import StructCopy
+from affiant.kernel.objects.program import StructCopy
 from affiant.kernel.site_content.branches import CALL, INT3, JUMP
 from affiant.kernel.site_content.image import KernelImage
 from affiant.kernel.site_content.instructions import length_of, meaning

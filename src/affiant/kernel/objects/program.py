@@ -22,11 +22,11 @@ import drgn
 import numpy as np
 from numpy.typing import NDArray
 
-from affiant.kernel.btf_types import BtfTypes
 from affiant.kernel.machine.memory import GuestMemory, MemoryFault, SegmentReader
 from affiant.kernel.machine.paging import AddressSpace
-from affiant.kernel.slide import KERNEL_MAP, KernelLocation
-from affiant.kernel.weak_method import weak_method
+from affiant.kernel.objects.btf_types import BtfTypes
+from affiant.kernel.objects.slide import KERNEL_MAP, KernelLocation
+from affiant.kernel.objects.weak_method import weak_method
 from affiant.model.errors import MalformedError, UnavailableError
 
 if TYPE_CHECKING:

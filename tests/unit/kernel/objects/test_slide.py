@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from affiant.kernel.slide import KERNEL_MAP, locate_kernel
+from affiant.kernel.objects.slide import KERNEL_MAP, locate_kernel
 from affiant.model.errors import UnavailableError
 from tests.unit.kernel.synthetic_guest import (
     IDT_PHYSICAL,
