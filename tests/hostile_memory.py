@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from affiant.kernel.guest import Guest
 from affiant.kernel.machine.memory import PAGE_SIZE, GuestMemory
-from affiant.kernel.queries.snapshot import Snapshot
+from affiant.kernel.walks.snapshot import Snapshot
 
 __all__ = ["Lie", "Trace", "TracedMemory", "lies", "told", "traced"]
 

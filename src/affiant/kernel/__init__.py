@@ -3,6 +3,7 @@
     machine/               guest RAM, page tables, vCPU registers
     reference/             what the kernel must look like, built offline from its package
     objects/               where the kernel runs; its symbols, types and objects, by drgn
+    walks/                 lists, trees and other structures of the kernel, read within bounds
     text, syscalls         live code and system call tables against the reference
     modules, tasks         walks over kernel lists
     guest, facts           one guest ready to be looked at; what was seen, as values

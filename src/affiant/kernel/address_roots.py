@@ -24,12 +24,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from affiant.kernel.lists import list_entries
 from affiant.kernel.machine.cpu import CpuState
 from affiant.kernel.machine.memory import PAGE_SIZE
 from affiant.kernel.machine.paging import AddressSpace, Leaves
 from affiant.kernel.objects.program import KernelProgram
 from affiant.kernel.objects.slide import address_spaces
+from affiant.kernel.walks.lists import list_entries
 from affiant.model.errors import AffiantError, MalformedError
 
 __all__ = [

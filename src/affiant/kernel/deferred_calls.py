@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-from affiant.kernel.lists import list_entries
-from affiant.kernel.queries.snapshot import Snapshot
-from affiant.kernel.queries.walks import processors
+from affiant.kernel.walks.elements import processors
+from affiant.kernel.walks.lists import list_entries
+from affiant.kernel.walks.snapshot import Snapshot
 from affiant.model.errors import MalformedError, UnavailableError
 
 if TYPE_CHECKING:

@@ -15,11 +15,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from affiant.kernel.lists import list_entries
 from affiant.kernel.machine.memory import PAGE_SIZE, GuestMemory, MemoryFault
 from affiant.kernel.machine.paging import AddressSpace
 from affiant.kernel.objects.program import KernelProgram
 from affiant.kernel.objects.slide import KERNEL_MAP
+from affiant.kernel.walks.lists import list_entries
 from affiant.model.errors import MalformedError, UnavailableError
 
 __all__ = [

@@ -13,7 +13,7 @@ from typing import Final
 from affiant.kernel.deferred_calls import DeferredCalls
 from affiant.kernel.machine.memory import MemoryFault
 from affiant.kernel.objects.program import KernelProgram
-from affiant.kernel.queries.snapshot import Budget, Snapshot
+from affiant.kernel.walks.snapshot import Budget, Snapshot
 from affiant.model.errors import AffiantError, MalformedError
 
 __all__ = ["is_freeing_init"]

@@ -27,13 +27,13 @@ from affiant.kernel.executable_pages import (
     read_executable_pages,
 )
 from affiant.kernel.init_freeing import is_freeing_init
-from affiant.kernel.known_walks import walked
-from affiant.kernel.lists import Words, list_entries, tree_nodes
 from affiant.kernel.machine.memory import PAGE_SIZE, GuestMemory, MemoryFault
 from affiant.kernel.machine.paging import AddressSpace
 from affiant.kernel.objects.program import KernelProgram, StructCopy
 from affiant.kernel.objects.slide import KERNEL_MAP
 from affiant.kernel.patience import Patience
+from affiant.kernel.walks.known_walks import walked
+from affiant.kernel.walks.lists import Words, list_entries, tree_nodes
 from affiant.model.errors import AffiantError, MalformedError, UnavailableError
 
 __all__ = ["Module", "ModuleView", "Stranger", "listed_modules", "module_owners", "read_modules"]

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from affiant.kernel.lists import list_entries
 from affiant.kernel.objects.program import KernelProgram
-from affiant.kernel.queries.places import named_type
-from affiant.kernel.queries.snapshot import Snapshot
-from affiant.kernel.queries.walks import make_walk, processors
+from affiant.kernel.walks.elements import make_walk, processors
+from affiant.kernel.walks.lists import list_entries
+from affiant.kernel.walks.places import named_type
+from affiant.kernel.walks.snapshot import Snapshot
 from affiant.model.errors import MalformedError
 from affiant.model.query import Path, Structure, WalkQuery
 

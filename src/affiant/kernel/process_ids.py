@@ -13,9 +13,9 @@ from typing import Final
 
 from affiant.kernel.machine.memory import MemoryFault
 from affiant.kernel.objects.program import KernelProgram
-from affiant.kernel.queries.places import named_type
-from affiant.kernel.queries.snapshot import Budget, Snapshot
-from affiant.kernel.queries.walks import make_walk
+from affiant.kernel.walks.elements import make_walk
+from affiant.kernel.walks.places import named_type
+from affiant.kernel.walks.snapshot import Budget, Snapshot
 from affiant.model.errors import MalformedError
 from affiant.model.query import Path, Structure, WalkQuery
 

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from affiant.kernel.lists import list_entries
 from affiant.kernel.machine.memory import MemoryFault
 from affiant.kernel.objects.program import KernelProgram
 from affiant.kernel.patience import Patience
 from affiant.kernel.process_ids import ProcessId, read_process_ids
-from affiant.kernel.struct_columns import StructColumns
+from affiant.kernel.walks.lists import list_entries
+from affiant.kernel.walks.struct_columns import StructColumns
 from affiant.model.errors import AffiantError, MalformedError
 
 __all__ = ["Task", "TaskView", "read_task_view", "read_tasks"]

@@ -14,8 +14,8 @@ from affiant.kernel.guest import Guest
 from affiant.kernel.machine.memory import MemoryFault
 from affiant.kernel.modules import listed_modules
 from affiant.kernel.perf_events import PerfEvent, PerfLook, read_perf_events
-from affiant.kernel.queries.snapshot import Budget, Snapshot
 from affiant.kernel.tracepoints import TracepointLook
+from affiant.kernel.walks.snapshot import Budget, Snapshot
 from affiant.model.errors import MalformedError
 
 __all__ = ["TRACE_CALLBACKS_FIELDS", "TraceCallbacksFact", "trace_callbacks"]

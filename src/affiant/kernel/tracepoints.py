@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from affiant.kernel.lists import list_entries
 from affiant.kernel.machine.memory import MemoryFault
 from affiant.kernel.objects.program import KernelProgram
-from affiant.kernel.queries.snapshot import Snapshot
 from affiant.kernel.site_content.image import KernelImage
+from affiant.kernel.walks.lists import list_entries
+from affiant.kernel.walks.snapshot import Snapshot
 from affiant.model.errors import MalformedError
 
 if TYPE_CHECKING:

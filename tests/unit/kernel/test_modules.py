@@ -10,10 +10,10 @@ import pytest
 from affiant.kernel.facts import collect
 from affiant.kernel.grace_periods import GracePeriods
 from affiant.kernel.guest import Guest
-from affiant.kernel.known_walks import walked
-from affiant.kernel.lists import Words
 from affiant.kernel.objects.program import KernelProgram
 from affiant.kernel.patience import Patience
+from affiant.kernel.walks.known_walks import walked
+from affiant.kernel.walks.lists import Words
 from tests.unit.kernel.synthetic_guest import DIRECT_MAP, MODULE_AREA, SyntheticGuest
 
 SECOND = MODULE_AREA + 0x10_0000

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from affiant.kernel.facts import collect
-from affiant.kernel.lists import list_entries, tree_nodes
 from affiant.kernel.machine.memory import MemoryFault
 from affiant.kernel.objects.btf_types import BtfTypes
 from affiant.kernel.objects.program import KernelProgram
 from affiant.kernel.tasks import read_tasks
+from affiant.kernel.walks.lists import list_entries, tree_nodes
 from affiant.model.errors import AffiantError, MalformedError, UnavailableError
 from tests.unit.kernel.btf_builder import BtfBuilder
 from tests.unit.kernel.synthetic_guest import DIRECT_MAP, TASK_SIZE, SyntheticGuest, kernel_types

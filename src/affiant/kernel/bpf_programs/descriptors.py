@@ -11,8 +11,8 @@ from typing import Final
 import numpy as np
 
 from affiant.kernel.bpf_programs.survey import Survey
-from affiant.kernel.lists import list_entries
 from affiant.kernel.machine.memory import MemoryFault
+from affiant.kernel.walks.lists import list_entries
 from affiant.model.errors import MalformedError
 
 __all__ = ["survey_descriptors"]

@@ -34,7 +34,7 @@ from affiant.kernel.page_content.bpf_lists import (
     read_bpf_lists,
 )
 from affiant.kernel.page_content.view import View
-from affiant.kernel.queries.snapshot import Budget, Snapshot
+from affiant.kernel.walks.snapshot import Budget, Snapshot
 from affiant.model.errors import AffiantError, MalformedError
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from affiant.kernel.bpf_programs.survey import Survey
-from affiant.kernel.queries.places import named_type
-from affiant.kernel.queries.walks import make_walk
+from affiant.kernel.walks.elements import make_walk
+from affiant.kernel.walks.places import named_type
 from affiant.model.errors import MalformedError
 from affiant.model.query import Path, Structure, WalkQuery
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from affiant.kernel.objects.program import KernelProgram
-from affiant.kernel.queries.snapshot import Snapshot
+from affiant.kernel.walks.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from affiant.kernel.guest import Guest

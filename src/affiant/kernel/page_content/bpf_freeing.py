@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from affiant.kernel.deferred_calls import DeferredCalls
 from affiant.kernel.machine.memory import MemoryFault
-from affiant.kernel.queries.snapshot import Budget, Snapshot
+from affiant.kernel.walks.snapshot import Budget, Snapshot
 from affiant.model.errors import AffiantError, MalformedError, UnavailableError
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-from affiant.kernel.lists import list_entries
 from affiant.kernel.page_content.claim import Claim, Fault, is_filler, pages_around
 from affiant.kernel.page_content.view import View
 from affiant.kernel.site_content.ftrace_hooks import FtraceOps
+from affiant.kernel.walks.lists import list_entries
 
 if TYPE_CHECKING:
     from affiant.kernel.running_kernel import RunningKernel

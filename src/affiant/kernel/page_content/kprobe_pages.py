@@ -13,11 +13,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-from affiant.kernel.lists import list_entries
 from affiant.kernel.machine.memory import PAGE_SIZE
 from affiant.kernel.page_content.claim import Claim, Fault, is_filler
 from affiant.kernel.page_content.view import View
 from affiant.kernel.site_content.probes import Probes
+from affiant.kernel.walks.lists import list_entries
 from affiant.model.errors import MalformedError
 
 if TYPE_CHECKING:

@@ -1,11 +1,7 @@
 """Queries: what rules ask of kernel objects that no built-in fact covers.
 
-    places      a path of members against the reference's types: offsets, and pointers to follow
-    readings    from a place to one value as JSON
-    walks       the elements of lists, hash tables, chains, trees, xarrays, arrays, processors
-    snapshot    guest memory for one attempt: every page is copied once, with bounds
     owners      whose an address is: the kernel's, a module's, a program's, nobody's
-    answers     all of it together, under a time limit
+    answers     what each query finds, under a time limit; `affiant.kernel.walks` reads it
 
 Two steps, kept apart. What a query *means* on a kernel is decided by the reference's symbols and types
 alone, before any guest memory is read: where the kernel has no such symbol or member, the answer is

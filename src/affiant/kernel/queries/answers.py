@@ -12,10 +12,10 @@ from affiant.kernel.fact_values import Fact, Unavailable
 from affiant.kernel.guest import Guest
 from affiant.kernel.machine.memory import MemoryFault
 from affiant.kernel.queries.owners import Owners
-from affiant.kernel.queries.places import AbsentError, Place, follow, named_type, start_of
-from affiant.kernel.queries.readings import Json, Reader, make_reader
-from affiant.kernel.queries.snapshot import Budget, NoTimeError, Snapshot
-from affiant.kernel.queries.walks import base_address, make_walk, needs_processor
+from affiant.kernel.walks.elements import base_address, make_walk, needs_processor
+from affiant.kernel.walks.places import AbsentError, Place, follow, named_type, start_of
+from affiant.kernel.walks.readings import Json, Reader, make_reader
+from affiant.kernel.walks.snapshot import Budget, NoTimeError, Snapshot
 from affiant.model.errors import AffiantError, MalformedError
 from affiant.model.query import Query, Reading, ValueQuery, WalkQuery
 

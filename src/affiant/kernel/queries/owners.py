@@ -12,11 +12,11 @@ from typing import Final
 
 from affiant.kernel.executable_pages import LAST_CODE_ADDRESS, OwnedRange, named_owners
 from affiant.kernel.guest import Guest
-from affiant.kernel.lists import list_entries
 from affiant.kernel.modules import listed_modules, module_owners
 from affiant.kernel.objects.program import KernelProgram, StructCopy
 from affiant.kernel.objects.slide import KERNEL_MAP
-from affiant.kernel.queries.snapshot import Snapshot
+from affiant.kernel.walks.lists import list_entries
+from affiant.kernel.walks.snapshot import Snapshot
 
 __all__ = ["Owners"]
 

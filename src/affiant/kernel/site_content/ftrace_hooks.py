@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
-from affiant.kernel.lists import list_entries
 from affiant.kernel.machine.memory import MemoryFault
 from affiant.kernel.site_content.branches import CALL, JUMP
 from affiant.kernel.site_content.image import KernelImage
 from affiant.kernel.site_content.instructions import meaning
+from affiant.kernel.walks.lists import list_entries
 from affiant.model.errors import AffiantError, MalformedError
 
 __all__ = ["FtraceHooks", "FtraceOps"]

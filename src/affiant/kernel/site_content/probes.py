@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from affiant.kernel.lists import list_entries
 from affiant.kernel.machine.memory import MemoryFault
 from affiant.kernel.objects.program import StructCopy
 from affiant.kernel.site_content.branches import CALL, INT3, JUMP
 from affiant.kernel.site_content.image import KernelImage
 from affiant.kernel.site_content.instructions import length_of, meaning
+from affiant.kernel.walks.lists import list_entries
 from affiant.model.errors import MalformedError, UnavailableError
 
 __all__ = ["Probe", "Probes"]

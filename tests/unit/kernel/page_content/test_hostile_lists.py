@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from affiant.kernel.lists import xarray_entries
 from affiant.kernel.machine.memory import MemoryFault
 from affiant.kernel.objects.program import KernelProgram
 from affiant.kernel.page_content import bpf_pages
 from affiant.kernel.page_content.bpf_lists import BpfLists, BpfSymbol, read_bpf_lists
 from affiant.kernel.page_content.bpf_trampolines import trampolines_in_use
+from affiant.kernel.walks.lists import xarray_entries
 from affiant.model.errors import AffiantError, MalformedError, UnavailableError
 from tests.unit.kernel.bpf_world import AUX, CODE, HEADS, NODE, PACK, PROGRAM, SLOTS, TRAMPOLINE, BpfWorld
 from tests.unit.kernel.btf_builder import BtfBuilder

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from affiant.kernel.machine.memory import PAGE_SIZE, MemoryFault
-from affiant.kernel.queries.snapshot import Budget, Snapshot
+from affiant.kernel.walks.snapshot import Budget, Snapshot
 from affiant.model.errors import UnavailableError
 from tests.unit.kernel.synthetic_guest import DIRECT_MAP, RAM_SIZE, SyntheticGuest
 

@@ -14,8 +14,8 @@ from typing import TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from affiant.kernel.lists import Words
 from affiant.kernel.objects.program import KernelProgram
+from affiant.kernel.walks.lists import Words
 from affiant.model.errors import MalformedError
 
 __all__ = ["walked"]

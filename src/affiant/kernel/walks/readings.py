@@ -7,8 +7,8 @@ from typing import Final
 
 import drgn
 
-from affiant.kernel.queries.places import AbsentError, Place, plain, size_of
-from affiant.kernel.queries.snapshot import Snapshot
+from affiant.kernel.walks.places import AbsentError, Place, plain, size_of
+from affiant.kernel.walks.snapshot import Snapshot
 from affiant.model.errors import UnavailableError
 from affiant.model.query import Form, Reading
 

@@ -1,6 +1,6 @@
 """The elements of the kernel's structures, with bounds and without trust.
 
-Forward only, as in `affiant.kernel.lists`. A walk that meets a cycle, an element too many or a wild
+Forward only, as in `affiant.kernel.walks.lists`. A walk that meets a cycle, an element too many or a wild
 pointer raises; what it has yielded until then is to be thrown away.
 """
 
@@ -12,9 +12,9 @@ from typing import Final
 import drgn
 
 from affiant.kernel.objects.program import KernelProgram
-from affiant.kernel.queries.places import AbsentError, Place, Start, follow, plain, size_of, start_of
-from affiant.kernel.queries.readings import destination
-from affiant.kernel.queries.snapshot import Snapshot
+from affiant.kernel.walks.places import AbsentError, Place, Start, follow, plain, size_of, start_of
+from affiant.kernel.walks.readings import destination
+from affiant.kernel.walks.snapshot import Snapshot
 from affiant.model.errors import MalformedError, UnavailableError
 from affiant.model.query import Path, Structure, WalkQuery
 
