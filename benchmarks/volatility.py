@@ -15,7 +15,7 @@ from typing import Any
 
 from affiant.kernel.facts import collect
 from affiant.kernel.modules import listed_modules
-from affiant.kernel.tasks import read_tasks
+from affiant.kernel.processes.tasks import read_tasks
 from benchmarks.table import Row, least_in_turn
 from benchmarks.volatility_process import VERSION, Volatility, running_volatility
 from benchmarks.volatility_symbols import volatility_symbols

@@ -14,7 +14,7 @@ from affiant.kernel.bpf_programs.links import listed_links
 from affiant.kernel.bpf_programs.survey import Survey
 from affiant.kernel.machine.memory import PAGE_SIZE
 from affiant.kernel.page_content.bpf_lists import read_bpf_lists
-from affiant.kernel.perf_events import read_perf_events
+from affiant.kernel.tracing.perf_events import read_perf_events
 from affiant.kernel.walks.snapshot import Budget, Snapshot
 from lab.bpf import loaded_programs
 from lab.live_guest import LiveGuest

@@ -11,9 +11,9 @@ from functools import partial
 from itertools import pairwise
 from typing import Final
 
-from affiant.kernel.address_roots import known_roots
 from affiant.kernel.machine.memory import PAGE_SIZE
 from affiant.kernel.machine.paging import AddressSpace
+from affiant.kernel.page_tables.address_roots import known_roots
 from lab.live_guest import LiveGuest
 from lab.tamper.loaded import loaded
 from lab.tamper.technique import Technique

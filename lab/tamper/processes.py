@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Final
 
-from affiant.kernel.tasks import Task, read_tasks
+from affiant.kernel.processes.tasks import Task, read_tasks
 from lab.live_guest import LiveGuest
 from lab.tamper.technique import Technique
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from affiant.kernel.address_roots import EFI_AREA, efi_root
 from affiant.kernel.facts import collect
 from affiant.kernel.guest import Guest
 from affiant.kernel.machine.paging import AddressSpace
+from affiant.kernel.page_tables.address_roots import EFI_AREA, efi_root
 from lab.guests import LabGuest
 from lab.live_guest import open_live_guest
 from lab.references import reference_of

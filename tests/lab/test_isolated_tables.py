@@ -12,10 +12,10 @@ import pytest
 
 from affiant.assertions.bundle import packaged_library
 from affiant.assertions.engine import Engine
-from affiant.kernel.address_roots import known_roots
 from affiant.kernel.facts import collect
 from affiant.kernel.guest import Guest
-from affiant.kernel.page_rights import ISOLATION
+from affiant.kernel.page_tables.address_roots import known_roots
+from affiant.kernel.page_tables.page_rights import ISOLATION
 from affiant.model.outcome import Outcome
 from lab.guests import GuestPlan, start_guest
 from lab.live_guest import LiveGuest, open_live_guest

@@ -4,8 +4,13 @@
     reference/             what the kernel must look like, built offline from its package
     objects/               where the kernel runs; its symbols, types and objects, by drgn
     walks/                 lists, trees and other structures of the kernel, read within bounds
-    text, syscalls         live code and system call tables against the reference
-    modules, tasks         walks over kernel lists
+    transient/             what passes by itself in a healthy kernel, and how long that is believed
+    comparison/            live code and data against the reference, byte for byte
+    kernel_image/          system call tables, pointers set while booting, the vDSO
+    page_tables/           what the page tables allow, and who owns executable pages
+    processes/             tasks and process ids
+    tracing/               tracepoints and perf events: who is called
+    modules                loaded modules, in several views
     guest, facts           one guest ready to be looked at; what was seen, as values
 
 Promised: nothing is ever written to the guest. Symbols, types and text come from the reference image,

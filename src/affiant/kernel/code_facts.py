@@ -9,14 +9,14 @@ from typing import Final
 
 import numpy as np
 
-from affiant.kernel.code_changes import is_changing_code
-from affiant.kernel.executable_pages import named_owners
+from affiant.kernel.comparison.text import MOST_DIFFERENCES, CodeRegion, RegionComparison, compare_region
 from affiant.kernel.fact_values import Fact, KernelCode
 from affiant.kernel.guest import Guest
 from affiant.kernel.machine.paging import AddressSpace
 from affiant.kernel.modules import listed_modules, module_owners
-from affiant.kernel.page_rights import is_booting
-from affiant.kernel.text import MOST_DIFFERENCES, CodeRegion, RegionComparison, compare_region
+from affiant.kernel.page_tables.executable_pages import named_owners
+from affiant.kernel.page_tables.page_rights import is_booting
+from affiant.kernel.transient.code_changes import is_changing_code
 from affiant.model.errors import AffiantError, UnavailableError
 
 __all__ = ["COMPARISON_FIELDS", "kernel_rodata", "kernel_text"]

@@ -11,15 +11,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from affiant.kernel.code_difference import Difference, Hook
-from affiant.kernel.executable_pages import UnownedRange
+from affiant.kernel.comparison.difference import Difference, Hook
+from affiant.kernel.comparison.text import RegionComparison
+from affiant.kernel.kernel_image.syscalls import SyscallTable
 from affiant.kernel.machine.cpu import CpuState
 from affiant.kernel.machine.memory import PAGE_SIZE
 from affiant.kernel.modules import ModuleView, Stranger
-from affiant.kernel.process_ids import ProcessId
-from affiant.kernel.syscalls import SyscallTable
-from affiant.kernel.tasks import TaskView
-from affiant.kernel.text import RegionComparison
+from affiant.kernel.page_tables.executable_pages import UnownedRange
+from affiant.kernel.processes.process_ids import ProcessId
+from affiant.kernel.processes.tasks import TaskView
 
 __all__ = [
     "MOST_INVENTORY",

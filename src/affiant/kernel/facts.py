@@ -25,8 +25,10 @@ from affiant.kernel.fact_values import (
     Unavailable,
 )
 from affiant.kernel.guest import Guest
+from affiant.kernel.kernel_image.syscalls import read_syscall_tables
 from affiant.kernel.modules import read_modules
 from affiant.kernel.page_content_fact import EXECUTABLE_PAGES_FIELDS, executable_pages
+from affiant.kernel.processes.tasks import read_task_view
 from affiant.kernel.protection_facts import (
     CPU_STATE_FIELDS,
     MODULE_CODE_FIELDS,
@@ -35,9 +37,7 @@ from affiant.kernel.protection_facts import (
     module_code,
     page_rights,
 )
-from affiant.kernel.syscalls import read_syscall_tables
 from affiant.kernel.system_registers import SYSTEM_REGISTERS_FIELDS, system_registers
-from affiant.kernel.tasks import read_task_view
 from affiant.kernel.trace_callbacks_fact import TRACE_CALLBACKS_FIELDS, trace_callbacks
 from affiant.model.errors import AffiantError, UnavailableError
 

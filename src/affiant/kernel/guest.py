@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 from weakref import ref
 
 from affiant.kernel.bpf_programs.callees import Callees
+from affiant.kernel.comparison.text import CodeRegion, rodata_regions, text_region
 from affiant.kernel.cpu_state.look import CpuExpectations
-from affiant.kernel.grace_periods import grace_periods
-from affiant.kernel.init_pointers import InitPointers
+from affiant.kernel.kernel_image.init_pointers import InitPointers
+from affiant.kernel.kernel_image.syscalls import ExpectedTable, expected_tables
+from affiant.kernel.kernel_image.vdso import VdsoImage, vdso_images
 from affiant.kernel.machine.cpu import CpuState
 from affiant.kernel.machine.event_log import EventLogCandidate, kernel_event_log, scan_for_event_logs
 from affiant.kernel.machine.memory import GuestMemory, MemoryFault
@@ -27,15 +29,13 @@ from affiant.kernel.objects.slide import (
     still_there,
 )
 from affiant.kernel.page_content.look import PageOwners
-from affiant.kernel.patience import Patience
 from affiant.kernel.site_content.content import SiteContent
 from affiant.kernel.site_content.function_types import FunctionTypes
 from affiant.kernel.site_content.image import KernelImage
 from affiant.kernel.site_content.outside import Outside
-from affiant.kernel.syscalls import ExpectedTable, expected_tables
-from affiant.kernel.text import CodeRegion, rodata_regions, text_region
-from affiant.kernel.tracepoints import Tracepoints
-from affiant.kernel.vdso import VdsoImage, vdso_images
+from affiant.kernel.tracing.tracepoints import Tracepoints
+from affiant.kernel.transient.grace_periods import grace_periods
+from affiant.kernel.transient.patience import Patience
 from affiant.model.errors import AffiantError, MalformedError
 
 if TYPE_CHECKING:

@@ -13,11 +13,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from affiant.kernel.comparison.text import CodeRegion
+from affiant.kernel.kernel_image.overlaid_reference import OverlaidReference
 from affiant.kernel.machine.memory import GuestMemory
 from affiant.kernel.machine.paging import AddressSpace
 from affiant.kernel.module_image import LinkedModule
 from affiant.kernel.objects.program import KernelProgram
-from affiant.kernel.overlaid_reference import OverlaidReference
 from affiant.kernel.reference.image import ReferenceImage
 from affiant.kernel.reference.linked import LinkedKernel, Section
 from affiant.kernel.reference.patch_tables import find_sites
@@ -26,7 +27,6 @@ from affiant.kernel.site_content.content import SiteContent
 from affiant.kernel.site_content.ftrace_hooks import FtraceHooks
 from affiant.kernel.site_content.image import KernelImage
 from affiant.kernel.site_content.outside import Outside
-from affiant.kernel.text import CodeRegion
 
 __all__ = ["NamedImage", "functions_of", "module_content"]
 

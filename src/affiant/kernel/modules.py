@@ -17,7 +17,11 @@ from typing import Final
 
 import numpy as np
 
-from affiant.kernel.executable_pages import (
+from affiant.kernel.machine.memory import PAGE_SIZE, GuestMemory, MemoryFault
+from affiant.kernel.machine.paging import AddressSpace
+from affiant.kernel.objects.program import KernelProgram, StructCopy
+from affiant.kernel.objects.slide import KERNEL_MAP
+from affiant.kernel.page_tables.executable_pages import (
     LAST_CODE_ADDRESS,
     OwnedRange,
     UnownedRange,
@@ -26,12 +30,8 @@ from affiant.kernel.executable_pages import (
     page_runs,
     read_executable_pages,
 )
-from affiant.kernel.init_freeing import is_freeing_init
-from affiant.kernel.machine.memory import PAGE_SIZE, GuestMemory, MemoryFault
-from affiant.kernel.machine.paging import AddressSpace
-from affiant.kernel.objects.program import KernelProgram, StructCopy
-from affiant.kernel.objects.slide import KERNEL_MAP
-from affiant.kernel.patience import Patience
+from affiant.kernel.transient.init_freeing import is_freeing_init
+from affiant.kernel.transient.patience import Patience
 from affiant.kernel.walks.known_walks import walked
 from affiant.kernel.walks.lists import Words, list_entries, tree_nodes
 from affiant.model.errors import AffiantError, MalformedError, UnavailableError

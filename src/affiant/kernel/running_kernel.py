@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from affiant.kernel.comparison.text import CodeRegion
 from affiant.kernel.machine.cpu import CpuState
 from affiant.kernel.machine.memory import GuestMemory
 from affiant.kernel.machine.paging import AddressSpace
 from affiant.kernel.objects.program import KernelProgram
 from affiant.kernel.objects.slide import KernelLocation
-from affiant.kernel.patience import Patience
 from affiant.kernel.site_content.content import SiteContent
 from affiant.kernel.site_content.outside import Outside
-from affiant.kernel.text import CodeRegion
+from affiant.kernel.transient.patience import Patience
 
 if TYPE_CHECKING:
     from affiant.kernel.reference.image import ReferenceImage

@@ -13,8 +13,8 @@ import numpy as np
 from affiant.kernel.guest import Guest
 from affiant.kernel.machine.memory import MemoryFault
 from affiant.kernel.modules import listed_modules
-from affiant.kernel.perf_events import PerfEvent, PerfLook, read_perf_events
-from affiant.kernel.tracepoints import TracepointLook
+from affiant.kernel.tracing.perf_events import PerfEvent, PerfLook, read_perf_events
+from affiant.kernel.tracing.tracepoints import TracepointLook
 from affiant.kernel.walks.snapshot import Budget, Snapshot
 from affiant.model.errors import MalformedError
 

@@ -16,7 +16,7 @@ from affiant.kernel.guest import Guest, find_event_logs
 from affiant.kernel.machine.cpu import CpuState
 from affiant.kernel.machine.event_log import EventLogCandidate
 from affiant.kernel.machine.memory import GuestMemory
-from affiant.kernel.page_rights import is_booting
+from affiant.kernel.page_tables.page_rights import is_booting
 from affiant.kernel.queries.answers import answer_queries
 from affiant.kernel.reference import ReferenceImage
 from affiant.kernel.reference.store import ReferenceStore

@@ -32,7 +32,7 @@ class LiveMachine:
 
 @contextmanager
 def open_machine(target: Target) -> Iterator[LiveMachine]:
-    """Open a machine for looks, which remember what they have seen before (see `affiant.kernel.patience`).
+    """Open a machine for looks, which remember what they have seen before (`affiant.kernel.transient`).
 
     Raises `UnavailableError` if it does not run the reference's kernel, and what opening its memory and
     asking for its registers raise.

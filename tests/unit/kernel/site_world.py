@@ -10,13 +10,13 @@ import struct
 
 import numpy as np
 
+from affiant.kernel.comparison.text import RegionComparison, compare_region
 from affiant.kernel.guest import Guest
 from affiant.kernel.reference.image import Metadata, ReferenceImage
 from affiant.kernel.reference.linked import LinkedKernel, Section
 from affiant.kernel.reference.relocations import Relocations
 from affiant.kernel.reference.sites import SITE, PatchTable, SiteClass, Sites
 from affiant.kernel.reference.symbols import SymbolTable
-from affiant.kernel.text import RegionComparison, compare_region
 from tests.unit.kernel.btf_builder import BtfBuilder
 from tests.unit.kernel.synthetic_guest import (
     BANNER,

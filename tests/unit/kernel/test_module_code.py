@@ -17,7 +17,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from affiant.kernel.executable_pages import LAST_CODE_ADDRESS
 from affiant.kernel.facts import collect
 from affiant.kernel.guest import Guest
 from affiant.kernel.machine.paging import AddressSpace
@@ -29,6 +28,7 @@ from affiant.kernel.module_image import ModulePlaces, link_module
 from affiant.kernel.module_sites import functions_of
 from affiant.kernel.modules import Module, listed_modules
 from affiant.kernel.objects.program import KernelProgram
+from affiant.kernel.page_tables.executable_pages import LAST_CODE_ADDRESS
 from affiant.kernel.reference.module_files import ModuleFiles, module_files_beside, pack_module_files
 from affiant.kernel.reference.modules import ModuleEntry, encode_modules, read_module
 from affiant.kernel.reference.relocatable import read_relocatable

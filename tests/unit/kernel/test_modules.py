@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from affiant.kernel.facts import collect
-from affiant.kernel.grace_periods import GracePeriods
 from affiant.kernel.guest import Guest
 from affiant.kernel.objects.program import KernelProgram
-from affiant.kernel.patience import Patience
+from affiant.kernel.transient.grace_periods import GracePeriods
+from affiant.kernel.transient.patience import Patience
 from affiant.kernel.walks.known_walks import walked
 from affiant.kernel.walks.lists import Words
 from tests.unit.kernel.synthetic_guest import DIRECT_MAP, MODULE_AREA, SyntheticGuest

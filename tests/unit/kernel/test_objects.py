@@ -15,7 +15,7 @@ from affiant.kernel.facts import collect
 from affiant.kernel.machine.memory import MemoryFault
 from affiant.kernel.objects.btf_types import BtfTypes
 from affiant.kernel.objects.program import KernelProgram
-from affiant.kernel.tasks import read_tasks
+from affiant.kernel.processes.tasks import read_tasks
 from affiant.kernel.walks.lists import list_entries, tree_nodes
 from affiant.model.errors import AffiantError, MalformedError, UnavailableError
 from tests.unit.kernel.btf_builder import BtfBuilder
@@ -206,7 +206,7 @@ class TestLists:
         guest.word(guest.tasks[1] + 0x48, 0xDEAD_0000_0000_0000)
         objects = program(guest)
         with monkeypatch.context() as patched:
-            patched.setattr("affiant.kernel.tasks._at_once", lambda *_: None)
+            patched.setattr("affiant.kernel.processes.tasks._at_once", lambda *_: None)
             alone = read_tasks(objects)
         assert [(task.pid, task.name, task.uid) for task in alone] == [(-1, "ab", 0), (2, "shell", None)]
         assert read_tasks(objects) == read_tasks(program(guest)) == alone

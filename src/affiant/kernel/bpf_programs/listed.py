@@ -15,10 +15,10 @@ from affiant.kernel.bpf_programs.callees import Callees, Calls
 from affiant.kernel.bpf_programs.effects import effects_of
 from affiant.kernel.bpf_programs.programs import ProgramDetails, program_details
 from affiant.kernel.bpf_programs.survey import Use
-from affiant.kernel.code_changes import is_changing_code
 from affiant.kernel.machine.memory import MemoryFault
 from affiant.kernel.page_content.bpf_lists import BpfLists, BpfProgram
 from affiant.kernel.page_content.view import View
+from affiant.kernel.transient.code_changes import is_changing_code
 from affiant.model.errors import MalformedError
 
 if TYPE_CHECKING:

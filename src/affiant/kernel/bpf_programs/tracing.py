@@ -11,7 +11,7 @@ from typing import Final
 
 from affiant.kernel.bpf_programs.program_lists import program_array
 from affiant.kernel.bpf_programs.survey import Survey
-from affiant.kernel.perf_events import read_perf_events
+from affiant.kernel.tracing.perf_events import read_perf_events
 from affiant.kernel.walks.lists import list_entries
 from affiant.model.errors import MalformedError
 

@@ -13,7 +13,7 @@ from affiant.kernel.cpu_state.segments import DESCRIPTORS, expected_segments, se
 from affiant.kernel.cpu_state.starting import starting_cpus
 from affiant.kernel.cpu_state.system_calls import expected_entries
 from affiant.kernel.objects.program import KernelProgram
-from affiant.kernel.page_rights import is_booting
+from affiant.kernel.page_tables.page_rights import is_booting
 from affiant.model.errors import AffiantError
 
 if TYPE_CHECKING:

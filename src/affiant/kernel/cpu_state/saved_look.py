@@ -12,7 +12,7 @@ from affiant.kernel.cpu_state.per_cpu_base import per_cpu_base_deviations
 from affiant.kernel.cpu_state.starting import starting_cpus
 from affiant.kernel.cpu_state.system_calls import REGISTERS, system_call_deviations
 from affiant.kernel.machine.saved_cpu import SavedCpu, SavedCpus
-from affiant.kernel.page_rights import is_booting
+from affiant.kernel.page_tables.page_rights import is_booting
 from affiant.model.errors import AffiantError, UnavailableError
 
 if TYPE_CHECKING:

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
-from affiant.kernel.code_difference import Difference
+from affiant.kernel.comparison.difference import Difference
+from affiant.kernel.comparison.text import CodeRegion, compare_region
 from affiant.kernel.machine.memory import PAGE_SIZE
 from affiant.kernel.module_code.references import KnownModule
 from affiant.kernel.module_code.verdict import AS_PACKAGED, ModuleCode, told
 from affiant.kernel.module_image import LinkedModule
 from affiant.kernel.modules import Module
 from affiant.kernel.running_kernel import RunningKernel
-from affiant.kernel.text import CodeRegion, compare_region
 
 __all__ = ["compare_module"]
 

@@ -7,11 +7,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from affiant.kernel.executable_pages import LAST_CODE_ADDRESS
+from affiant.kernel.comparison.text import CodeRegion
 from affiant.kernel.machine.memory import PAGE_SIZE
 from affiant.kernel.machine.paging import Leaves
+from affiant.kernel.page_tables.executable_pages import LAST_CODE_ADDRESS
 from affiant.kernel.running_kernel import RunningKernel
-from affiant.kernel.text import CodeRegion
 
 __all__ = ["ModuleFrames"]
 

@@ -17,6 +17,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from affiant.kernel.comparison.text import CodeRegion
 from affiant.kernel.machine.memory import PAGE_SIZE
 from affiant.kernel.module_code.frames import ModuleFrames
 from affiant.kernel.module_code.places import ModuleKey
@@ -27,7 +28,6 @@ from affiant.kernel.reference.sites import SiteClass
 from affiant.kernel.running_kernel import RunningKernel
 from affiant.kernel.site_content.joined_content import JoinedContent
 from affiant.kernel.site_content.joining import JoinedImage
-from affiant.kernel.text import CodeRegion
 
 __all__ = ["JoinedModules"]
 

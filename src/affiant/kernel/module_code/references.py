@@ -10,6 +10,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from affiant.kernel.comparison.text import CodeRegion
 from affiant.kernel.machine.memory import MemoryFault
 from affiant.kernel.module_code.places import ModuleKey, module_places
 from affiant.kernel.module_code.verdict import ModuleCode
@@ -22,7 +23,6 @@ from affiant.kernel.reference.modules import ModuleEntry
 from affiant.kernel.reference.relocatable import Relocatable, read_relocatable
 from affiant.kernel.running_kernel import RunningKernel
 from affiant.kernel.site_content.content import SiteContent
-from affiant.kernel.text import CodeRegion
 from affiant.model.errors import AffiantError, UnavailableError
 
 __all__ = ["KnownModule", "ModuleReferences"]

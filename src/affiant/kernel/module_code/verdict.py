@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from affiant.kernel.code_difference import Difference
+from affiant.kernel.comparison.difference import Difference
 from affiant.kernel.modules import Module
 
 __all__ = ["AS_PACKAGED", "ModuleCode", "told"]

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from affiant.kernel.deferred_calls import DeferredCalls
 from affiant.kernel.machine.memory import MemoryFault
+from affiant.kernel.transient.deferred_calls import DeferredCalls
 from affiant.kernel.walks.snapshot import Budget, Snapshot
 from affiant.model.errors import AffiantError, MalformedError, UnavailableError
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
-from affiant.kernel.executable_pages import LAST_CODE_ADDRESS, bpf_pack_size
 from affiant.kernel.machine.memory import PAGE_SIZE
 from affiant.kernel.objects.program import KernelProgram
 from affiant.kernel.objects.slide import KERNEL_MAP
 from affiant.kernel.page_content.bpf_trampolines import trampolines_in_use
+from affiant.kernel.page_tables.executable_pages import LAST_CODE_ADDRESS, bpf_pack_size
 from affiant.kernel.walks.lists import list_entries, xarray_entries
 from affiant.model.errors import MalformedError
 

@@ -19,11 +19,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from affiant.kernel.address_roots import EFI_AREA, efi_root
 from affiant.kernel.machine.memory import GuestMemory
 from affiant.kernel.machine.paging import AddressSpace, Leaves
 from affiant.kernel.page_content.claim import Claim, Fault
 from affiant.kernel.page_content.view import View
+from affiant.kernel.page_tables.address_roots import EFI_AREA, efi_root
 from affiant.model.errors import UnavailableError
 
 __all__ = ["FirmwarePages"]

@@ -13,15 +13,6 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 
-from affiant.kernel.code_changes import is_changing_code
-from affiant.kernel.executable_pages import (
-    ExecutablePages,
-    OwnedRange,
-    attribute,
-    page_runs,
-    read_executable_pages,
-)
-from affiant.kernel.init_freeing import is_freeing_init
 from affiant.kernel.machine.memory import PAGE_SIZE, MemoryFault
 from affiant.kernel.modules import Module, listed_modules
 from affiant.kernel.page_content.bpf_pages import BpfPages
@@ -32,7 +23,16 @@ from affiant.kernel.page_content.image_pages import RealModePages, VsyscallPage
 from affiant.kernel.page_content.kprobe_pages import KprobePages
 from affiant.kernel.page_content.thunk_pages import ThunkPages
 from affiant.kernel.page_content.view import View
-from affiant.kernel.page_rights import is_booting
+from affiant.kernel.page_tables.executable_pages import (
+    ExecutablePages,
+    OwnedRange,
+    attribute,
+    page_runs,
+    read_executable_pages,
+)
+from affiant.kernel.page_tables.page_rights import is_booting
+from affiant.kernel.transient.code_changes import is_changing_code
+from affiant.kernel.transient.init_freeing import is_freeing_init
 from affiant.model.errors import AffiantError
 
 if TYPE_CHECKING:

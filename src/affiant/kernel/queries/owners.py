@@ -10,11 +10,11 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from affiant.kernel.executable_pages import LAST_CODE_ADDRESS, OwnedRange, named_owners
 from affiant.kernel.guest import Guest
 from affiant.kernel.modules import listed_modules, module_owners
 from affiant.kernel.objects.program import KernelProgram, StructCopy
 from affiant.kernel.objects.slide import KERNEL_MAP
+from affiant.kernel.page_tables.executable_pages import LAST_CODE_ADDRESS, OwnedRange, named_owners
 from affiant.kernel.walks.lists import list_entries
 from affiant.kernel.walks.snapshot import Snapshot
 

@@ -16,7 +16,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from affiant.kernel.code_difference import Difference, Hook, Verdict
+from affiant.kernel.comparison.difference import Difference, Hook, Verdict
+from affiant.kernel.comparison.text import CodeRegion, compare_region, without
 from affiant.kernel.machine.memory import GuestMemory, MemoryFault
 from affiant.kernel.machine.paging import AddressSpace
 from affiant.kernel.objects.program import KernelProgram
@@ -32,7 +33,6 @@ from affiant.kernel.site_content.probes import Probes
 from affiant.kernel.site_content.rule import Objection, Rule
 from affiant.kernel.site_content.rules import make_rules
 from affiant.kernel.site_content.site_rows import Spans, differing_words, put_rows, rows_at
-from affiant.kernel.text import CodeRegion, compare_region, without
 from affiant.model.errors import AffiantError
 
 __all__ = ["SiteContent"]

@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from affiant.kernel.comparison.text import CodeRegion, differing
 from affiant.kernel.site_content.rule import Rule
 from affiant.kernel.site_content.site_rows import Spans, rows_at
-from affiant.kernel.text import CodeRegion, differing
 
 __all__ = ["DifferingBytes"]
 

@@ -8,12 +8,12 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from affiant.kernel.comparison.text import CodeRegion
 from affiant.kernel.machine.memory import GuestMemory, MemoryFault
 from affiant.kernel.machine.paging import AddressSpace
 from affiant.kernel.objects.program import KernelProgram
 from affiant.kernel.reference.image import ReferenceImage
 from affiant.kernel.site_content.outside import NOBODY, Outside
-from affiant.kernel.text import CodeRegion
 
 __all__ = ["KernelImage"]
 

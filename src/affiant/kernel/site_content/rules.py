@@ -11,6 +11,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from affiant.kernel.comparison.text import CodeRegion
 from affiant.kernel.reference.sites import SiteClass
 from affiant.kernel.site_content.alternatives import Alternatives, Nested
 from affiant.kernel.site_content.ftrace import FtraceCallers, FtraceSites
@@ -23,7 +24,6 @@ from affiant.kernel.site_content.retpolines import Retpolines
 from affiant.kernel.site_content.rule import Rule, SiteSet
 from affiant.kernel.site_content.runtime_constants import RuntimeConstants
 from affiant.kernel.site_content.static_calls import StaticCalls, StaticCallTrampolines
-from affiant.kernel.text import CodeRegion
 
 __all__ = ["RULES", "make_rules"]
 

@@ -6,9 +6,9 @@ import struct
 from collections.abc import Set
 from dataclasses import dataclass, field
 
+from affiant.kernel.comparison.text import RegionComparison, compare_region
 from affiant.kernel.site_content.content import SiteContent
 from affiant.kernel.site_content.image import KernelImage
-from affiant.kernel.text import RegionComparison, compare_region
 from tests.unit.kernel.site_world import (
     FTRACE_CALLER,
     KPROBES,

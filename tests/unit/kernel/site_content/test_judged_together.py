@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from affiant.kernel.comparison.text import RegionComparison, compare_region
 from affiant.kernel.guest import Guest
 from affiant.kernel.reference.sites import SiteClass
 from affiant.kernel.site_content.alternatives import Alternatives
 from affiant.kernel.site_content.fixed_forms import FixedForms, FormTable
 from affiant.kernel.site_content.rule import ROW_BYTES, SiteSet
 from affiant.kernel.site_content.site_rows import differing_words, put_rows, row_masks, rows_at
-from affiant.kernel.text import RegionComparison, compare_region
 from tests.unit.kernel.site_content.site_looks import probe, trampoline_of
 from tests.unit.kernel.site_world import (
     CALL_KEY,

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from affiant.kernel import text
-from affiant.kernel.code_changes import is_changing_code
+from affiant.kernel.comparison import text
 from affiant.kernel.facts import collect
 from affiant.kernel.site_content import content, ftrace_hooks, probes
 from affiant.kernel.site_content.ftrace_hooks import FtraceHooks, FtraceOps
+from affiant.kernel.transient.code_changes import is_changing_code
 from affiant.kernel.walks.lists import Words, list_entries
 from tests.unit.kernel.site_content.site_looks import (
     FOREIGN,

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from affiant.kernel.facts import collect
+from affiant.kernel.kernel_image.vdso import vdso_images
 from affiant.kernel.reference.image import ReferenceImage
-from affiant.kernel.vdso import vdso_images
 from affiant.model.errors import MalformedError
 from tests.unit.kernel.site_world import PLACES, VDSO, VDSO_CODE, VDSO_OTHER_SITE, VDSO_SITE, SiteWorld
 

@@ -10,13 +10,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from affiant.kernel.code_difference import Difference
+from affiant.kernel.comparison.difference import Difference
+from affiant.kernel.comparison.text import CodeRegion, RegionComparison, compare_region
 from affiant.kernel.facts import collect
 from affiant.kernel.guest import Guest
 from affiant.kernel.machine.memory import GuestMemory, MemoryFault
 from affiant.kernel.machine.paging import AddressSpace
 from affiant.kernel.reference.sites import SITE, SiteClass
-from affiant.kernel.text import CodeRegion, RegionComparison, compare_region
 from tests.unit.kernel.objects.test_slide import split_text, unmap
 from tests.unit.kernel.synthetic_guest import (
     DATA,

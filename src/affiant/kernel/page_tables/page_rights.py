@@ -20,7 +20,11 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from affiant.kernel.address_roots import (
+from affiant.kernel.machine.memory import PAGE_SIZE
+from affiant.kernel.machine.paging import AddressSpace, Leaves
+from affiant.kernel.objects.program import KernelProgram
+from affiant.kernel.objects.slide import KERNEL_MAP
+from affiant.kernel.page_tables.address_roots import (
     EFI_AREA,
     KernelHalf,
     Root,
@@ -35,12 +39,8 @@ from affiant.kernel.address_roots import (
     switching_cpus,
     user_half_of,
 )
-from affiant.kernel.executable_pages import LAST_CODE_ADDRESS
-from affiant.kernel.firmware_map import kept_regions, within_kept
-from affiant.kernel.machine.memory import PAGE_SIZE
-from affiant.kernel.machine.paging import AddressSpace, Leaves
-from affiant.kernel.objects.program import KernelProgram
-from affiant.kernel.objects.slide import KERNEL_MAP
+from affiant.kernel.page_tables.executable_pages import LAST_CODE_ADDRESS
+from affiant.kernel.page_tables.firmware_map import kept_regions, within_kept
 from affiant.model.errors import AffiantError, MalformedError
 
 if TYPE_CHECKING:

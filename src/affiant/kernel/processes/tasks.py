@@ -14,8 +14,8 @@ import numpy as np
 
 from affiant.kernel.machine.memory import MemoryFault
 from affiant.kernel.objects.program import KernelProgram
-from affiant.kernel.patience import Patience
-from affiant.kernel.process_ids import ProcessId, read_process_ids
+from affiant.kernel.processes.process_ids import ProcessId, read_process_ids
+from affiant.kernel.transient.patience import Patience
 from affiant.kernel.walks.lists import list_entries
 from affiant.kernel.walks.struct_columns import StructColumns
 from affiant.model.errors import AffiantError, MalformedError

@@ -20,11 +20,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from affiant.kernel.code_difference import Difference, Verdict
+from affiant.kernel.comparison.difference import Difference, Verdict
+from affiant.kernel.comparison.text import CodeRegion
+from affiant.kernel.kernel_image.overlaid_reference import OverlaidReference
 from affiant.kernel.machine.memory import PAGE_SIZE, GuestMemory
 from affiant.kernel.machine.paging import AddressSpace
 from affiant.kernel.objects.program import KernelProgram
-from affiant.kernel.overlaid_reference import OverlaidReference
 from affiant.kernel.reference.linked import LinkedKernel, Section
 from affiant.kernel.reference.patch_tables import find_sites
 from affiant.kernel.reference.sites import Sites
@@ -32,7 +33,6 @@ from affiant.kernel.site_content.alternatives import Alternatives
 from affiant.kernel.site_content.image import KernelImage
 from affiant.kernel.site_content.paravirt import PvOps
 from affiant.kernel.site_content.rule import ROW_BYTES, SiteSet
-from affiant.kernel.text import CodeRegion
 from affiant.model.errors import MalformedError
 
 __all__ = ["VdsoImage", "vdso_images"]

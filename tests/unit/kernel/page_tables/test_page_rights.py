@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from affiant.kernel import page_rights
 from affiant.kernel.facts import collect
 from affiant.kernel.guest import Guest
 from affiant.kernel.machine.cpu import CpuState
-from affiant.kernel.page_rights import VSYSCALL
+from affiant.kernel.page_tables import page_rights
+from affiant.kernel.page_tables.page_rights import VSYSCALL
 from tests.unit.kernel.site_world import FEATURE, PLACES, SiteWorld
 from tests.unit.kernel.synthetic_guest import (
     DATA,

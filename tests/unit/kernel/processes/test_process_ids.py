@@ -9,7 +9,7 @@ import pytest
 
 from affiant.kernel.facts import collect
 from affiant.kernel.guest import Guest
-from affiant.kernel.process_ids import ProcessId, read_process_ids
+from affiant.kernel.processes.process_ids import ProcessId, read_process_ids
 from tests.unit.kernel.btf_builder import BtfBuilder
 from tests.unit.kernel.synthetic_guest import (
     DATA,

@@ -13,12 +13,12 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from affiant.kernel.code_difference import Difference
+from affiant.kernel.comparison.difference import Difference
+from affiant.kernel.comparison.text import MOST_DIFFERENCES, CodeRegion, RegionComparison
 from affiant.kernel.machine.memory import MemoryFault
 from affiant.kernel.reference.image import ReferenceImage
 from affiant.kernel.site_content.function_types import FunctionTypes
 from affiant.kernel.site_content.image import KernelImage
-from affiant.kernel.text import MOST_DIFFERENCES, CodeRegion, RegionComparison
 
 __all__ = ["InitPointers"]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, TypeVar
 
-from affiant.kernel.grace_periods import GracePeriods
+from affiant.kernel.transient.grace_periods import GracePeriods
 
 __all__ = ["Patience"]
 

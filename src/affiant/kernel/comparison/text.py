@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from affiant.kernel.code_difference import Difference, Hook, Verdict
+from affiant.kernel.comparison.difference import Difference, Hook, Verdict
 from affiant.kernel.machine.memory import GuestMemory
 from affiant.kernel.machine.paging import AddressSpace, Extent
 from affiant.kernel.objects.slide import KernelLocation

@@ -10,9 +10,9 @@ from __future__ import annotations
 import time
 from typing import Final
 
-from affiant.kernel.deferred_calls import DeferredCalls
 from affiant.kernel.machine.memory import MemoryFault
 from affiant.kernel.objects.program import KernelProgram
+from affiant.kernel.transient.deferred_calls import DeferredCalls
 from affiant.kernel.walks.snapshot import Budget, Snapshot
 from affiant.model.errors import AffiantError, MalformedError
 
