@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any
 
 from affiant.kernel.facts import collect
-from affiant.kernel.modules import listed_modules
+from affiant.kernel.modules.loaded import listed_modules
 from affiant.kernel.processes.tasks import read_tasks
 from benchmarks.table import Row, least_in_turn
 from benchmarks.volatility_process import VERSION, Volatility, running_volatility

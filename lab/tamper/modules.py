@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Final
 
-from affiant.kernel.modules import Module, listed_modules
+from affiant.kernel.modules.loaded import Module, listed_modules
 from lab.live_guest import LiveGuest
 from lab.tamper.technique import Technique
 

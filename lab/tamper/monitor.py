@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Final
 
-from affiant.kernel.modules import listed_modules
+from affiant.kernel.modules.loaded import listed_modules
 from affiant.model.outcome import Outcome
 from lab.live_guest import LiveGuest
 from lab.tamper.loaded import loaded

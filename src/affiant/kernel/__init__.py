@@ -10,7 +10,7 @@
     page_tables/           what the page tables allow, and who owns executable pages
     processes/             tasks and process ids
     tracing/               tracepoints and perf events: who is called
-    modules                loaded modules, in several views
+    modules/               loaded modules, in several views, and their code against their files
     guest, facts           one guest ready to be looked at; what was seen, as values
 
 Promised: nothing is ever written to the guest. Symbols, types and text come from the reference image,

@@ -13,7 +13,7 @@ from affiant.kernel.comparison.text import MOST_DIFFERENCES, CodeRegion, RegionC
 from affiant.kernel.fact_values import Fact, KernelCode
 from affiant.kernel.guest import Guest
 from affiant.kernel.machine.paging import AddressSpace
-from affiant.kernel.modules import listed_modules, module_owners
+from affiant.kernel.modules.loaded import listed_modules, module_owners
 from affiant.kernel.page_tables.executable_pages import named_owners
 from affiant.kernel.page_tables.page_rights import is_booting
 from affiant.kernel.transient.code_changes import is_changing_code

@@ -16,7 +16,7 @@ from affiant.kernel.comparison.text import RegionComparison
 from affiant.kernel.kernel_image.syscalls import SyscallTable
 from affiant.kernel.machine.cpu import CpuState
 from affiant.kernel.machine.memory import PAGE_SIZE
-from affiant.kernel.modules import ModuleView, Stranger
+from affiant.kernel.modules.loaded import ModuleView, Stranger
 from affiant.kernel.page_tables.executable_pages import UnownedRange
 from affiant.kernel.processes.process_ids import ProcessId
 from affiant.kernel.processes.tasks import TaskView

@@ -26,7 +26,7 @@ from affiant.kernel.fact_values import (
 )
 from affiant.kernel.guest import Guest
 from affiant.kernel.kernel_image.syscalls import read_syscall_tables
-from affiant.kernel.modules import read_modules
+from affiant.kernel.modules.loaded import read_modules
 from affiant.kernel.page_content_fact import EXECUTABLE_PAGES_FIELDS, executable_pages
 from affiant.kernel.processes.tasks import read_task_view
 from affiant.kernel.protection_facts import (

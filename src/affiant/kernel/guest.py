@@ -19,7 +19,7 @@ from affiant.kernel.machine.event_log import EventLogCandidate, kernel_event_log
 from affiant.kernel.machine.memory import GuestMemory, MemoryFault
 from affiant.kernel.machine.paging import AddressSpace
 from affiant.kernel.machine.saved_cpu import SavedCpus
-from affiant.kernel.module_code.judge import ModuleJudge
+from affiant.kernel.modules.judge import ModuleJudge
 from affiant.kernel.objects.program import KernelProgram
 from affiant.kernel.objects.slide import (
     KERNEL_MAP,

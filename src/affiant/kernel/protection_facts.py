@@ -11,7 +11,7 @@ from typing import Any
 
 from affiant.kernel.cpu_state.look import CpuLook, read_cpu_state
 from affiant.kernel.guest import Guest
-from affiant.kernel.module_code.look import ModuleCodeLook, read_module_code
+from affiant.kernel.modules.look import ModuleCodeLook, read_module_code
 from affiant.kernel.page_tables.page_rights import PageRights, read_page_rights
 from affiant.kernel.site_content.instructions import disassemble
 

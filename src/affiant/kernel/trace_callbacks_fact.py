@@ -12,7 +12,7 @@ import numpy as np
 
 from affiant.kernel.guest import Guest
 from affiant.kernel.machine.memory import MemoryFault
-from affiant.kernel.modules import listed_modules
+from affiant.kernel.modules.loaded import listed_modules
 from affiant.kernel.tracing.perf_events import PerfEvent, PerfLook, read_perf_events
 from affiant.kernel.tracing.tracepoints import TracepointLook
 from affiant.kernel.walks.snapshot import Budget, Snapshot

@@ -12,7 +12,7 @@ he likes. Each kind of owner therefore has one file that says what its pages may
     image_pages     fixed code outside of the module area
 
 `look` has the table of owners and puts all of it together: a row there adds one. Text of modules is compared
-with its files in `module_code`; firmware that runs at run time has no reference and is only counted
+with its files in `modules`; firmware that runs at run time has no reference and is only counted
 (`page_rights`).
 
 Promised: what is found in order has, byte for byte or instruction by instruction, a form that the kernel

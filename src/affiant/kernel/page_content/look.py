@@ -2,7 +2,7 @@
 
 `OWNERS` is the table of owners: a class with a `kind`, and `claims`, which yields what it owns and how it
 found it. Pages of modules are owned by the module list, and compared with their files elsewhere
-(`module_code`). A page that nobody claims is a fault of its own, unless it holds nothing but INT3.
+(`modules`). A page that nobody claims is a fault of its own, unless it holds nothing but INT3.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import numpy as np
 
 from affiant.kernel.machine.memory import PAGE_SIZE, MemoryFault
-from affiant.kernel.modules import Module, listed_modules
+from affiant.kernel.modules.loaded import Module, listed_modules
 from affiant.kernel.page_content.bpf_pages import BpfPages
 from affiant.kernel.page_content.claim import Claim, Fault
 from affiant.kernel.page_content.firmware_pages import FirmwarePages

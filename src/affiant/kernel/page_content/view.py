@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from affiant.kernel.machine.memory import MemoryFault
-from affiant.kernel.modules import Module, listed_modules
+from affiant.kernel.modules.loaded import Module, listed_modules
 from affiant.kernel.objects.program import KernelProgram
 from affiant.kernel.page_content.bpf_freeing import functions_being_freed
 from affiant.kernel.page_content.bpf_lists import BpfLists, read_bpf_lists

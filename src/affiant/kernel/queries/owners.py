@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from affiant.kernel.guest import Guest
-from affiant.kernel.modules import listed_modules, module_owners
+from affiant.kernel.modules.loaded import listed_modules, module_owners
 from affiant.kernel.objects.program import KernelProgram, StructCopy
 from affiant.kernel.objects.slide import KERNEL_MAP
 from affiant.kernel.page_tables.executable_pages import LAST_CODE_ADDRESS, OwnedRange, named_owners

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from affiant.kernel.guest import Guest
-from affiant.kernel.modules import read_modules
+from affiant.kernel.modules.loaded import read_modules
 from affiant.kernel.transient import init_freeing
 from affiant.kernel.transient.init_freeing import is_freeing_init
 from tests.unit.kernel.queues_world import FREE, FREE_INIT, SYMBOLS, Queues, queue_types

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from affiant.kernel.comparison.text import CodeRegion
 from affiant.kernel.machine.memory import PAGE_SIZE
-from affiant.kernel.module_code.frames import ModuleFrames
-from affiant.kernel.module_code.places import ModuleKey
-from affiant.kernel.module_code.references import KnownModule
-from affiant.kernel.module_code.verdict import AS_PACKAGED, ModuleCode
-from affiant.kernel.module_sites import NamedImage
+from affiant.kernel.modules.frames import ModuleFrames
+from affiant.kernel.modules.places import ModuleKey
+from affiant.kernel.modules.references import KnownModule
+from affiant.kernel.modules.sites import NamedImage
+from affiant.kernel.modules.verdict import AS_PACKAGED, ModuleCode
 from affiant.kernel.reference.sites import SiteClass
 from affiant.kernel.running_kernel import RunningKernel
 from affiant.kernel.site_content.joined_content import JoinedContent

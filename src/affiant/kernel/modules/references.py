@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from affiant.kernel.comparison.text import CodeRegion
 from affiant.kernel.machine.memory import MemoryFault
-from affiant.kernel.module_code.places import ModuleKey, module_places
-from affiant.kernel.module_code.verdict import ModuleCode
-from affiant.kernel.module_image import PER_CPU, Area, LinkedModule, link_module, section_places
-from affiant.kernel.module_sites import NamedImage, module_content
-from affiant.kernel.modules import Module
+from affiant.kernel.modules.image import PER_CPU, Area, LinkedModule, link_module, section_places
+from affiant.kernel.modules.loaded import Module
+from affiant.kernel.modules.places import ModuleKey, module_places
+from affiant.kernel.modules.sites import NamedImage, module_content
+from affiant.kernel.modules.verdict import ModuleCode
 from affiant.kernel.objects.program import KernelProgram
 from affiant.kernel.reference.module_files import ModuleFiles, module_files_beside
 from affiant.kernel.reference.modules import ModuleEntry

@@ -7,7 +7,7 @@ from typing import Final
 
 from affiant.kernel.machine.memory import PAGE_SIZE, MemoryFault
 from affiant.kernel.machine.paging import AddressSpace
-from affiant.kernel.modules import Module
+from affiant.kernel.modules.loaded import Module
 
 __all__ = ["CodeDigests"]
 

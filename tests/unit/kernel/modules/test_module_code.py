@@ -20,13 +20,13 @@ from hypothesis import strategies as st
 from affiant.kernel.facts import collect
 from affiant.kernel.guest import Guest
 from affiant.kernel.machine.paging import AddressSpace
-from affiant.kernel.module_code import digests, references
-from affiant.kernel.module_code import judge as judge_module
-from affiant.kernel.module_code import look as module_look
-from affiant.kernel.module_code.places import module_places
-from affiant.kernel.module_image import ModulePlaces, link_module
-from affiant.kernel.module_sites import functions_of
-from affiant.kernel.modules import Module, listed_modules
+from affiant.kernel.modules import digests, references
+from affiant.kernel.modules import judge as judge_module
+from affiant.kernel.modules import look as module_look
+from affiant.kernel.modules.image import ModulePlaces, link_module
+from affiant.kernel.modules.loaded import Module, listed_modules
+from affiant.kernel.modules.places import module_places
+from affiant.kernel.modules.sites import functions_of
 from affiant.kernel.objects.program import KernelProgram
 from affiant.kernel.page_tables.executable_pages import LAST_CODE_ADDRESS
 from affiant.kernel.reference.module_files import ModuleFiles, module_files_beside, pack_module_files

@@ -9,10 +9,10 @@ from typing import Final
 from affiant.kernel.comparison.difference import Difference
 from affiant.kernel.comparison.text import CodeRegion, compare_region
 from affiant.kernel.machine.memory import PAGE_SIZE
-from affiant.kernel.module_code.references import KnownModule
-from affiant.kernel.module_code.verdict import AS_PACKAGED, ModuleCode, told
-from affiant.kernel.module_image import LinkedModule
-from affiant.kernel.modules import Module
+from affiant.kernel.modules.image import LinkedModule
+from affiant.kernel.modules.loaded import Module
+from affiant.kernel.modules.references import KnownModule
+from affiant.kernel.modules.verdict import AS_PACKAGED, ModuleCode, told
 from affiant.kernel.running_kernel import RunningKernel
 
 __all__ = ["compare_module"]

@@ -9,14 +9,14 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from affiant.kernel.module_code.comparison import compare_module
-from affiant.kernel.module_code.digests import CodeDigests
-from affiant.kernel.module_code.joined import JoinedModules
-from affiant.kernel.module_code.places import ModuleKey, module_key
-from affiant.kernel.module_code.references import KnownModule, ModuleReferences
-from affiant.kernel.module_code.verdict import AS_PACKAGED, ModuleCode, told
-from affiant.kernel.module_sites import functions_of
-from affiant.kernel.modules import Module, listed_modules
+from affiant.kernel.modules.comparison import compare_module
+from affiant.kernel.modules.digests import CodeDigests
+from affiant.kernel.modules.joined import JoinedModules
+from affiant.kernel.modules.loaded import Module, listed_modules
+from affiant.kernel.modules.places import ModuleKey, module_key
+from affiant.kernel.modules.references import KnownModule, ModuleReferences
+from affiant.kernel.modules.sites import functions_of
+from affiant.kernel.modules.verdict import AS_PACKAGED, ModuleCode, told
 from affiant.kernel.running_kernel import RunningKernel
 from affiant.model.errors import AffiantError, UnavailableError
 

@@ -17,7 +17,7 @@ from affiant.kernel.comparison.text import CodeRegion
 from affiant.kernel.kernel_image.overlaid_reference import OverlaidReference
 from affiant.kernel.machine.memory import GuestMemory
 from affiant.kernel.machine.paging import AddressSpace
-from affiant.kernel.module_image import LinkedModule
+from affiant.kernel.modules.image import LinkedModule
 from affiant.kernel.objects.program import KernelProgram
 from affiant.kernel.reference.image import ReferenceImage
 from affiant.kernel.reference.linked import LinkedKernel, Section

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from affiant.kernel.module_image import LATER_READ_ONLY, ModulePlaces
-from affiant.kernel.modules import Module
+from affiant.kernel.modules.image import LATER_READ_ONLY, ModulePlaces
+from affiant.kernel.modules.loaded import Module
 from affiant.kernel.objects.program import KernelProgram, StructCopy
 from affiant.kernel.objects.slide import KERNEL_MAP
 from affiant.kernel.page_tables.executable_pages import LAST_CODE_ADDRESS

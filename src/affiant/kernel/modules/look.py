@@ -6,10 +6,10 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Final
 
-from affiant.kernel.module_code.judge import ModuleJudge
-from affiant.kernel.module_code.places import ModuleKey, module_key
-from affiant.kernel.module_code.verdict import ModuleCode, told
-from affiant.kernel.modules import Module, listed_modules
+from affiant.kernel.modules.judge import ModuleJudge
+from affiant.kernel.modules.loaded import Module, listed_modules
+from affiant.kernel.modules.places import ModuleKey, module_key
+from affiant.kernel.modules.verdict import ModuleCode, told
 from affiant.kernel.running_kernel import RunningKernel
 
 __all__ = ["ModuleCodeLook", "read_module_code"]

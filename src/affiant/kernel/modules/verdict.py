@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from affiant.kernel.comparison.difference import Difference
-from affiant.kernel.modules import Module
+from affiant.kernel.modules.loaded import Module
 
 __all__ = ["AS_PACKAGED", "ModuleCode", "told"]
 
