@@ -16,7 +16,7 @@ from dataclasses import replace
 from affiant.assertions.bundle import Bundle, make_bundle, packaged_library
 from affiant.assertions.engine import Engine
 from affiant.assertions.limits import DEFAULT_LIMITS, Limits
-from affiant.kernel.facts import collect
+from affiant.kernel.facts.registry import collect
 from affiant.kernel.queries.answers import answer_queries
 from affiant.model.outcome import Outcome
 from benchmarks.guest import shared_guest

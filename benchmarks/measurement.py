@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from affiant.kernel.facts import collect
+from affiant.kernel.facts.registry import collect
 from affiant.kernel.guest import Guest
 from affiant.kernel.machine.paging import AddressSpace
 from benchmarks.guest import shared_guest

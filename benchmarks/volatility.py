@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from functools import cache
 from typing import Any
 
-from affiant.kernel.facts import collect
+from affiant.kernel.facts.registry import collect
 from affiant.kernel.modules.loaded import listed_modules
 from affiant.kernel.processes.tasks import read_tasks
 from benchmarks.table import Row, least_in_turn

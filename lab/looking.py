@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from affiant.assertions.engine import Engine
 from affiant.assertions.script import Script
-from affiant.kernel.facts import collect
+from affiant.kernel.facts.registry import collect
 from affiant.kernel.queries.answers import answer_queries
 from affiant.model.outcome import AssertionResult, Outcome
 from affiant.monitor.one_moment import Machine, Moments

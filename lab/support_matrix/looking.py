@@ -12,7 +12,7 @@ import numpy as np
 
 from affiant.assertions.bundle import packaged_library
 from affiant.assertions.engine import Engine
-from affiant.kernel.facts import FACTS
+from affiant.kernel.facts.registry import FACTS
 from affiant.kernel.reference import ReferenceImage, SiteClass, build_reference
 from affiant.kernel.reference.module_files import module_files_beside
 from affiant.model.errors import AffiantError, EvidenceError

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from affiant.assertions.bundle import packaged_library
-from affiant.kernel.facts import FACTS
+from affiant.kernel.facts.registry import FACTS
 from affiant.kernel.reference import SiteClass
 from lab.support_matrix.kernels import KERNELS
 from lab.support_matrix.page import Wanted

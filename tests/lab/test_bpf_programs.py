@@ -8,7 +8,7 @@ import pytest
 
 from affiant.assertions.bundle import packaged_library
 from affiant.assertions.engine import Engine
-from affiant.kernel.facts import collect
+from affiant.kernel.facts.registry import collect
 from affiant.model.outcome import Outcome
 from lab.bpf import loaded_programs, passing_programs
 from lab.live_guest import LiveGuest

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from affiant.kernel.facts import collect
+from affiant.kernel.facts.registry import collect
 from lab.crowded import crowded_guest
 from lab.guests import GuestPlan
 from lab.live_guest import LiveGuest, open_live_guest

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from iced_x86 import Decoder
 
-from affiant.kernel.facts import collect
+from affiant.kernel.facts.registry import collect
 from affiant.kernel.page_content.bpf_lists import read_bpf_lists
 from lab.bpf import loaded_programs, replaced_operations
 from lab.live_guest import LiveGuest

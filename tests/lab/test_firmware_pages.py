@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from affiant.kernel.facts import collect
+from affiant.kernel.facts.registry import collect
 from affiant.kernel.guest import Guest
 from affiant.kernel.machine.paging import AddressSpace
 from affiant.kernel.page_tables.address_roots import EFI_AREA, efi_root

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from affiant.assertions.bundle import packaged_library
-from affiant.kernel.facts import FACTS, collect
+from affiant.kernel.facts.registry import FACTS, collect
 from affiant.kernel.guest import Guest
 from affiant.kernel.machine.memory import q35_below_4g_bytes
 from affiant.kernel.queries.answers import answer_queries

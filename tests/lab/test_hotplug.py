@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import pytest
 
-from affiant.kernel.facts import collect
+from affiant.kernel.facts.registry import collect
 from lab.guests import GuestPlan, start_guest
 from lab.live_guest import LiveGuest, open_live_guest
 from lab.references import reference_of

@@ -12,7 +12,7 @@ import pytest
 
 from affiant.assertions.bundle import packaged_library
 from affiant.assertions.engine import Engine
-from affiant.kernel.facts import collect
+from affiant.kernel.facts.registry import collect
 from affiant.kernel.guest import Guest
 from affiant.kernel.page_tables.address_roots import known_roots
 from affiant.kernel.page_tables.page_rights import ISOLATION

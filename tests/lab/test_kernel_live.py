@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from affiant.inspect.registers import read_register_listings
-from affiant.kernel.facts import FACTS, collect
+from affiant.kernel.facts.registry import FACTS, collect
 from affiant.kernel.guest import Guest, find_event_logs
 from affiant.kernel.machine.cpu import CpuState, parse_registers
 from affiant.kernel.machine.memory import GuestMemory

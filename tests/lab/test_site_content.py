@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from affiant.kernel.facts import collect
+from affiant.kernel.facts.registry import collect
 from lab.guests import GuestPlan, LabGuest, load_modules, start_guest, unload_modules
 from lab.live_guest import LiveGuest, open_live_guest
 from lab.references import reference_of

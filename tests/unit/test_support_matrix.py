@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from affiant.assertions.bundle import packaged_library
-from affiant.kernel.facts import FACTS
+from affiant.kernel.facts.registry import FACTS
 from affiant.kernel.reference import SiteClass
 from affiant.model.errors import UnavailableError
 from affiant.model.outcome import Outcome

@@ -134,7 +134,7 @@ def _explain(arguments: argparse.Namespace) -> int:
 
 def _facts(arguments: argparse.Namespace) -> int:
     from affiant.assertions.near_names import near_names
-    from affiant.kernel.facts import FACTS
+    from affiant.kernel.facts.registry import FACTS
     from affiant.model.errors import SetupError
 
     if arguments.name is not None and arguments.name not in FACTS:
@@ -161,7 +161,7 @@ def _docs(arguments: argparse.Namespace) -> int:
     from affiant.assertions.authoring import load
     from affiant.assertions.bundle import make_bundle, packaged_library
     from affiant.assertions.documentation import LIBRARY, pages, stale_pages, write_pages
-    from affiant.kernel.facts import FACTS
+    from affiant.kernel.facts.registry import FACTS
     from affiant.model.errors import SetupError
 
     if arguments.files:
@@ -193,7 +193,7 @@ def _new(arguments: argparse.Namespace) -> int:
 
 def _lint(arguments: argparse.Namespace) -> int:
     from affiant.assertions.authoring import problems
-    from affiant.kernel.facts import FACTS
+    from affiant.kernel.facts.registry import FACTS
 
     found = {str(path): problems(path, known_facts=FACTS) for path in arguments.files}
     if arguments.json:

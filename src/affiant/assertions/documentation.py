@@ -51,7 +51,7 @@ LIBRARY: Final = "../../src/affiant/assertions/library"
 
 
 class BuiltInFact(Protocol):
-    """What is told of a built-in fact: see `affiant.kernel.facts.FactDefinition`."""
+    """What is told of a built-in fact: see `affiant.kernel.facts.registry.FactDefinition`."""
 
     @property
     def name(self) -> str:

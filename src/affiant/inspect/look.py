@@ -11,7 +11,7 @@ from affiant.inspect.registers import read_register_listings
 from affiant.model.errors import SetupError, UnavailableError
 
 if TYPE_CHECKING:
-    from affiant.kernel.facts import Fact
+    from affiant.kernel.facts.registry import Fact
 
 __all__ = ["Look", "Target", "look_at", "machine_target"]
 
@@ -63,8 +63,8 @@ def machine_target(name: str) -> Target:
 
 def look_at(target: Target, facts: Sequence[str]) -> Look:
     """Look once. A guest that does not run the reference's kernel gives its registers and the reason."""
-    from affiant.kernel.fact_values import CpuRegisters
-    from affiant.kernel.facts import collect
+    from affiant.kernel.facts.registry import collect
+    from affiant.kernel.facts.values import CpuRegisters
     from affiant.kernel.guest import Guest
     from affiant.kernel.machine.cpu import parse_registers
     from affiant.kernel.machine.memory import GuestMemory

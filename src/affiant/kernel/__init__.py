@@ -7,11 +7,16 @@
     transient/             what passes by itself in a healthy kernel, and how long that is believed
     comparison/            live code and data against the reference, byte for byte
     kernel_image/          system call tables, pointers set while booting, the vDSO
+    site_content/          what may stand where the kernel patches itself
+    cpu_state/             registers that a kernel of this build must have, and the tables that they lead to
     page_tables/           what the page tables allow, and who owns executable pages
     processes/             tasks and process ids
     tracing/               tracepoints and perf events: who is called
     modules/               loaded modules, in several views, and their code against their files
-    guest, facts           one guest ready to be looked at; what was seen, as values
+    page_content/          what may stand in executable pages that are no image's and no module's
+    bpf_programs/          BPF programs, and everything that leads to them
+    guest                  one guest ready to be looked at
+    facts/, queries/       what was seen as values: what is always told, and what rules ask for
 
 Promised: nothing is ever written to the guest. Symbols, types and text come from the reference image,
 never from guest memory. Every walk has a bound; a guest can make a look fail (`MemoryFault`,

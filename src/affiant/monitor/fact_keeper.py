@@ -13,7 +13,7 @@ from typing import Any
 
 from affiant.assertions.bundle import Bundle
 from affiant.assertions.query import query_identity
-from affiant.kernel.facts import FACTS
+from affiant.kernel.facts.registry import FACTS
 from affiant.model.errors import AffiantError
 from affiant.model.fact_record import FactRecord
 from affiant.model.outcome import Outcome

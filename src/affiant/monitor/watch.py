@@ -11,7 +11,7 @@ from pathlib import Path
 
 from affiant.assertions.engine import Engine
 from affiant.assertions.script import Script
-from affiant.kernel.facts import FACTS, collect
+from affiant.kernel.facts.registry import FACTS, collect
 from affiant.kernel.guest import Guest, find_event_logs
 from affiant.kernel.machine.cpu import CpuState
 from affiant.kernel.machine.event_log import EventLogCandidate

@@ -128,7 +128,7 @@ def _register_bundles(
 def _publish(arguments: argparse.Namespace) -> int:
     from affiant.assertions.bundle import library_file
     from affiant.assertions.bundle_file import BundleFile
-    from affiant.kernel.facts import FACTS
+    from affiant.kernel.facts.registry import FACTS
     from affiant.model.errors import SetupError
     from affiant.publishing.bundles import next_bundle, put_rules
     from affiant.publishing.drafting import bundles_of, draft_bundle, read_rules

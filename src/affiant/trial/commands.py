@@ -123,7 +123,7 @@ def _record(arguments: argparse.Namespace) -> int:
 def _contents(bundle: Bundle, facts: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return what the file holds, so that nobody hands on more of a machine than they know."""
     from affiant.assertions.query import describe_query
-    from affiant.kernel.facts import FACTS
+    from affiant.kernel.facts.registry import FACTS
 
     contents = []
     for name, fact in facts.items():

@@ -38,7 +38,7 @@ def open_machine(target: Target) -> Iterator[LiveMachine]:
     asking for its registers raise.
     """
     from affiant.inspect.registers import read_register_listings
-    from affiant.kernel.facts import collect
+    from affiant.kernel.facts.registry import collect
     from affiant.kernel.guest import Guest
     from affiant.kernel.machine.cpu import CpuState, parse_registers
     from affiant.kernel.machine.memory import GuestMemory

@@ -71,7 +71,7 @@ def _make_key(arguments: argparse.Namespace) -> int:
 
 def _rejudge(arguments: argparse.Namespace) -> int:
     from affiant.assertions.engine import Engine
-    from affiant.kernel.facts import FACTS
+    from affiant.kernel.facts.registry import FACTS
     from affiant.model.errors import SetupError
     from affiant.model.outcome import Outcome
     from affiant.trial.bundles import bundle_of

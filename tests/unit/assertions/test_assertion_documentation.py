@@ -16,7 +16,7 @@ from affiant.assertions.language import LANGUAGE
 from affiant.assertions.limits import DEFAULT_LIMITS
 from affiant.assertions.recording import recordings_beside, replay
 from affiant.cli import main as affiant
-from affiant.kernel.facts import FACTS
+from affiant.kernel.facts.registry import FACTS
 from affiant.model.outcome import Outcome
 
 DOCS = Path(__file__).parents[3] / "docs"

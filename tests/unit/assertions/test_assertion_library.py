@@ -21,7 +21,7 @@ from affiant.assertions.recording import (
     recordings_beside,
     replay,
 )
-from affiant.kernel.facts import FACTS
+from affiant.kernel.facts.registry import FACTS
 from affiant.model.outcome import Mode, Outcome
 from affiant.wire.fact_record import pack_facts
 

@@ -16,7 +16,7 @@ from affiant.inspect import commands
 from affiant.inspect.look import Look
 from affiant.inspect.pages import PAGES, render
 from affiant.inspect.registers import read_register_listings
-from affiant.kernel.facts import FACTS, Unavailable, collect
+from affiant.kernel.facts.registry import FACTS, Unavailable, collect
 from affiant.model.errors import SetupError, UnavailableError
 from tests.unit.kernel.bpf_world import BpfWorld
 from tests.unit.kernel.synthetic_guest import MODULE_AREA, SYMBOLS, SYSCALL_TABLE, SyntheticGuest, registers

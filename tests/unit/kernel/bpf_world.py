@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from affiant.kernel.facts import collect
+from affiant.kernel.facts.registry import collect
 from affiant.kernel.guest import Guest
 from tests.unit.kernel.btf_builder import BtfBuilder
 from tests.unit.kernel.synthetic_guest import (

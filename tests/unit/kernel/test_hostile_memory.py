@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from affiant.kernel.facts import FACTS, collect
+from affiant.kernel.facts.registry import FACTS, collect
 from affiant.kernel.guest import Guest
 from affiant.kernel.reference.module_files import module_files_beside, pack_module_files
 from affiant.model.errors import AffiantError

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from affiant.kernel.facts import FACTS, collect
+from affiant.kernel.facts.registry import FACTS, collect
 from affiant.kernel.machine.device_stream import parse_device_stream
 from affiant.kernel.machine.saved_cpu import SavedCpus
 from affiant.kernel.reference.module_files import module_files_beside, pack_module_files

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from affiant.kernel.facts import collect
+from affiant.kernel.facts.registry import collect
 from affiant.kernel.machine.memory import MemoryFault
 from affiant.kernel.objects.btf_types import BtfTypes
 from affiant.kernel.objects.program import KernelProgram

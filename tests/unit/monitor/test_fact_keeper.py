@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from affiant.assertions.bundle import packaged_library
 from affiant.assertions.engine import Engine
-from affiant.kernel.facts import FACTS
+from affiant.kernel.facts.registry import FACTS
 from affiant.model.errors import ForgedError
 from affiant.monitor.fact_keeper import _bounded
 from affiant.monitor.settings import MonitorSettings

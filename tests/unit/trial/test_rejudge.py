@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from affiant.assertions.query import parse_queries, query_identity
 from affiant.cli import main
-from affiant.kernel.facts import FACTS
+from affiant.kernel.facts.registry import FACTS
 from affiant.model.errors import ForgedError
 from affiant.model.fact_record import FactRecord
 from affiant.trial.kept import load_facts, open_records

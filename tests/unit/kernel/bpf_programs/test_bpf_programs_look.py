@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from affiant.kernel.bpf_programs import callees, look, trampolines
 from affiant.kernel.bpf_programs import listed as listed_look
 from affiant.kernel.bpf_programs.survey import Survey, Use
-from affiant.kernel.facts import collect
+from affiant.kernel.facts.registry import collect
 from affiant.kernel.machine.memory import MemoryFault
 from affiant.kernel.page_content.bpf_lists import BpfLists, BpfSymbol
 from affiant.kernel.site_content.content import SiteContent

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from affiant.kernel.facts import collect
+from affiant.kernel.facts.registry import collect
 from affiant.kernel.page_content.bpf_lists import read_bpf_lists
 from affiant.kernel.page_tables.executable_pages import named_owners
 from tests.unit.kernel.bpf_world import HEADS, PACK, BpfWorld

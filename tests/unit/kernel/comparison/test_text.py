@@ -12,7 +12,7 @@ import pytest
 
 from affiant.kernel.comparison.difference import Difference
 from affiant.kernel.comparison.text import CodeRegion, RegionComparison, compare_region
-from affiant.kernel.facts import collect
+from affiant.kernel.facts.registry import collect
 from affiant.kernel.guest import Guest
 from affiant.kernel.machine.memory import GuestMemory, MemoryFault
 from affiant.kernel.machine.paging import AddressSpace

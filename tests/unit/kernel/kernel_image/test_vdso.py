@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from affiant.kernel.facts import collect
+from affiant.kernel.facts.registry import collect
 from affiant.kernel.kernel_image.vdso import vdso_images
 from affiant.kernel.reference.image import ReferenceImage
 from affiant.model.errors import MalformedError

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from affiant.kernel.facts import collect
+from affiant.kernel.facts.registry import collect
 from affiant.kernel.guest import Guest
 from affiant.kernel.objects.program import KernelProgram
 from affiant.kernel.transient.grace_periods import GracePeriods

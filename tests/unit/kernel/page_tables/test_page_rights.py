@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from affiant.kernel.facts import collect
+from affiant.kernel.facts.registry import collect
 from affiant.kernel.guest import Guest
 from affiant.kernel.machine.cpu import CpuState
 from affiant.kernel.page_tables import page_rights

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from affiant.kernel.facts import collect
+from affiant.kernel.facts.registry import collect
 from affiant.kernel.guest import Guest
 from affiant.kernel.processes.process_ids import ProcessId, read_process_ids
 from tests.unit.kernel.btf_builder import BtfBuilder

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from affiant.kernel.comparison import text
-from affiant.kernel.facts import collect
+from affiant.kernel.facts.registry import collect
 from affiant.kernel.site_content import content, ftrace_hooks, probes
 from affiant.kernel.site_content.ftrace_hooks import FtraceHooks, FtraceOps
 from affiant.kernel.transient.code_changes import is_changing_code

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from affiant.kernel.facts import collect
+from affiant.kernel.facts.registry import collect
 from affiant.kernel.site_content.function_types import FunctionTypes
 from affiant.kernel.site_content.image import KernelImage
 from tests.unit.kernel.site_content.site_looks import (

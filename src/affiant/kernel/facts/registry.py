@@ -12,9 +12,20 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from affiant.kernel.bpf_programs_fact import BPF_PROGRAMS_FIELDS, bpf_programs
-from affiant.kernel.code_facts import COMPARISON_FIELDS, kernel_rodata, kernel_text
-from affiant.kernel.fact_values import (
+from affiant.kernel.facts.bpf_programs import BPF_PROGRAMS_FIELDS, bpf_programs
+from affiant.kernel.facts.executable_pages import EXECUTABLE_PAGES_FIELDS, executable_pages
+from affiant.kernel.facts.kernel_code import COMPARISON_FIELDS, kernel_rodata, kernel_text
+from affiant.kernel.facts.protection import (
+    CPU_STATE_FIELDS,
+    MODULE_CODE_FIELDS,
+    PAGE_RIGHTS_FIELDS,
+    cpu_state,
+    module_code,
+    page_rights,
+)
+from affiant.kernel.facts.system_registers import SYSTEM_REGISTERS_FIELDS, system_registers
+from affiant.kernel.facts.trace_callbacks import TRACE_CALLBACKS_FIELDS, trace_callbacks
+from affiant.kernel.facts.values import (
     MOST_INVENTORY,
     CpuRegisters,
     Fact,
@@ -27,18 +38,7 @@ from affiant.kernel.fact_values import (
 from affiant.kernel.guest import Guest
 from affiant.kernel.kernel_image.syscalls import read_syscall_tables
 from affiant.kernel.modules.loaded import read_modules
-from affiant.kernel.page_content_fact import EXECUTABLE_PAGES_FIELDS, executable_pages
 from affiant.kernel.processes.tasks import read_task_view
-from affiant.kernel.protection_facts import (
-    CPU_STATE_FIELDS,
-    MODULE_CODE_FIELDS,
-    PAGE_RIGHTS_FIELDS,
-    cpu_state,
-    module_code,
-    page_rights,
-)
-from affiant.kernel.system_registers import SYSTEM_REGISTERS_FIELDS, system_registers
-from affiant.kernel.trace_callbacks_fact import TRACE_CALLBACKS_FIELDS, trace_callbacks
 from affiant.model.errors import AffiantError, UnavailableError
 
 __all__ = ["FACTS", "Fact", "FactDefinition", "Unavailable", "collect"]

@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 
 from affiant.kernel.comparison.text import MOST_DIFFERENCES, CodeRegion, RegionComparison, compare_region
-from affiant.kernel.fact_values import Fact, KernelCode
+from affiant.kernel.facts.values import Fact, KernelCode
 from affiant.kernel.guest import Guest
 from affiant.kernel.machine.paging import AddressSpace
 from affiant.kernel.modules.loaded import listed_modules, module_owners

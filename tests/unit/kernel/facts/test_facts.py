@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from affiant.kernel.facts import FACTS, Unavailable, collect
+from affiant.kernel.facts.registry import FACTS, Unavailable, collect
 from affiant.kernel.machine.device_stream import parse_device_stream
 from affiant.kernel.machine.saved_cpu import SavedCpus
 from affiant.kernel.reference.module_files import module_files_beside, pack_module_files

@@ -12,7 +12,7 @@ from affiant.kernel.cpu_state.control import ControlMemory, control_deviations, 
 from affiant.kernel.cpu_state.deviation import Deviation
 from affiant.kernel.cpu_state.interrupts import ExpectedGates, interrupt_deviations
 from affiant.kernel.cpu_state.segments import ExpectedSegments, segment_deviations
-from affiant.kernel.facts import collect
+from affiant.kernel.facts.registry import collect
 from affiant.kernel.machine.cpu import CpuState, DescriptorTable
 from affiant.kernel.machine.memory import MemoryFault
 from tests.unit.kernel.synthetic_guest import IDT, IDT_PHYSICAL, SLIDE, SYMBOLS, SyntheticGuest

@@ -13,7 +13,7 @@ from affiant.kernel.cpu_state.memory_types import memory_type_deviations
 from affiant.kernel.cpu_state.per_cpu_base import per_cpu_base_deviations
 from affiant.kernel.cpu_state.segments import ExpectedSegments
 from affiant.kernel.cpu_state.system_calls import ExpectedEntries, expected_entries, system_call_deviations
-from affiant.kernel.facts import collect
+from affiant.kernel.facts.registry import collect
 from affiant.kernel.guest import Guest
 from affiant.kernel.machine.cpu import DescriptorTable, SegmentRegister
 from affiant.kernel.machine.device_stream import parse_device_stream

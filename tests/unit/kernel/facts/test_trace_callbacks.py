@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from affiant.kernel import trace_callbacks_fact
-from affiant.kernel.facts import collect
+from affiant.kernel.facts import trace_callbacks as trace_callbacks_fact
+from affiant.kernel.facts.registry import collect
 from affiant.kernel.guest import Guest
 from tests.unit.kernel.btf_builder import BtfBuilder
 from tests.unit.kernel.synthetic_guest import (
