@@ -6,12 +6,14 @@ import fcntl
 import hashlib
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 from affiant.folders import cache_folder
 from affiant.vm.apt import Apt, machine_suite
+from affiant.vm.kernels import GuestKernel
 
-__all__ = ["SERVER_PACKAGES", "TRACING_PACKAGES", "debian_disk"]
+__all__ = ["SERVER_PACKAGES", "TRACING_PACKAGES", "add_modules", "debian_disk"]
 
 _PACKAGES = ("systemd-sysv", "udev", "dbus", "kmod", "procps")
 _SIZE = "2G"  # sparse
@@ -57,6 +59,28 @@ def debian_disk(
         if not image.exists():
             _make(suite, image, _PACKAGES + more, _RECIPE + hooks, early_hooks)
     return image
+
+
+def add_modules(disk: Path, kernel: GuestKernel, names: tuple[str, ...]) -> None:
+    """Write modules of `kernel`, and what they depend on, to a copy of a `debian_disk`; needs debugfs.
+
+    The disk in the cache has none, as it is made for no kernel. The guest has to run depmod before modprobe
+    finds them. Raises RuntimeError when the disk does not take them.
+    """
+    program = shutil.which("debugfs", path="/usr/sbin:/sbin") or "debugfs"
+    folder = f"/usr/lib/modules/{kernel.release}"
+    with tempfile.TemporaryDirectory(prefix="affiant-modules-") as made:
+        commands = ["mkdir /usr/lib/modules", f"mkdir {folder}", f"cd {folder}"]
+        for name, contents in kernel.module_chain(*names):
+            (Path(made) / name).write_bytes(contents)
+            commands.append(f"write {made}/{name} {name}.ko")
+        script = Path(made) / "script"
+        script.write_text("\n".join(commands) + "\n")
+        command = [program, "-w", "-f", str(script), str(disk)]
+        said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stderr
+    # Its exit status tells nothing of the commands; its first line is its version.
+    if complaints := said.splitlines()[1:]:
+        raise RuntimeError(f"debugfs: {complaints[:4]}")
 
 
 def _make(

@@ -22,7 +22,7 @@ from affiant.vm.kernels import DEFAULT_KERNEL, GuestKernel, debian_kernel
 from affiant.vm.machine import DirectBoot, FirmwareBoot, Machine
 from affiant.vm.packages import PackageCache
 from lab.console import Console
-from lab.debian import debian_disk
+from lab.debian import add_modules, debian_disk
 from lab.modules.build import build_modules
 from lab.plain import PlainGuest, run_plain
 from lab.references import reference_of
@@ -49,7 +49,8 @@ class GuestPlan:
     append: str = ""
     debian: bool = False  # True: a real Debian with systemd on a disk of its own; False: busybox
     debian_packages: tuple[str, ...] = ()  # what that Debian has beside a minimum
-    modules: tuple[str, ...] = ()  # put into /lib/more-modules of the initramfs, with what they need
+    # Put into /lib/more-modules of the initramfs, or where a Debian's modprobe looks, with what they need.
+    modules: tuple[str, ...] = ()
     test_modules: bool = False  # put those of `lab.modules` into /lib/test-modules
 
     def kernel(self) -> GuestKernel:
@@ -76,6 +77,8 @@ def plan_machine(plan: GuestPlan, folder: Path, *, name: str = "lab") -> Machine
             ["cp", "--sparse=always", str(debian_disk(plan.suite, more=plan.debian_packages)), str(disk)],
             check=True,
         )
+        if plan.modules:
+            add_modules(disk, kernel, plan.modules)
     tag = hashlib.sha256(str(folder).encode()).hexdigest()[:10]
     machine = Machine(
         name=name,
@@ -104,7 +107,7 @@ def plan_machine(plan: GuestPlan, folder: Path, *, name: str = "lab") -> Machine
 def _more_modules(plan: GuestPlan, kernel: GuestKernel) -> bytes:
     """Return a second archive with the plan's modules: the kernel unpacks one after the other."""
     chain = kernel.module_chain(*plan.modules)
-    if not chain:
+    if plan.debian or not chain:
         return b""
     entries = [Entry.folder("lib/more-modules")]
     entries += [
@@ -144,6 +147,8 @@ def start_guest(plan: GuestPlan) -> Iterator[LabGuest]:
             if not plan.debian:
                 console.wait(READY_LINE, timeout=_BOOT_SECONDS)
             console.wait("guest# ", timeout=_BOOT_SECONDS)
+            if plan.debian and plan.modules:
+                console.run("depmod")
             yield LabGuest(plan, machine, plan.kernel(), process, console)
     finally:
         shutil.rmtree(folder)

@@ -39,6 +39,12 @@ _BPFTRACE: Final = (
     "kfunc:vfs_open { @opened = count(); } tracepoint:syscalls:sys_enter_openat { @asked = count(); } "
     "profile:hz:49 { @on[cpu] = count(); } interval:s:8 { exit(); }"
 )
+_MODULES: Final = (
+    ("dummy", "loop", "tun", "veth", "nft_chain_nat", "wireguard"),
+    ("xfs", "kvm", "btrfs"),  # hundreds of static calls, for each of which the whole guest waits
+)
+"""What a Debian loads and unloads, those of each row one after the other."""
+
 _ALIVE_EVERY: Final = 30.0
 _MOST_TOLD: Final = 40
 _ROUNDS: Final = "/tmp/soak."  # how often each loop came round, in bytes of a file
@@ -56,6 +62,10 @@ def _direct(**options: object) -> GuestPlan:
     return GuestPlan(firmware=False, tpm=False, **options)  # type: ignore[arg-type]
 
 
+def _debian(packages: tuple[str, ...], **options: object) -> GuestPlan:
+    return _direct(debian=True, debian_packages=packages, modules=sum(_MODULES, ()), **options)
+
+
 KINDS: Final = (
     Kind("bookworm-2", _direct(suite="bookworm", cpus=2)),
     Kind("bookworm-4-6G", _direct(suite="bookworm", cpus=4, memory_mib=6144)),
@@ -66,11 +76,8 @@ KINDS: Final = (
     Kind("bookworm-2-patching", _direct(suite="bookworm", cpus=2, in_turn=True)),
     Kind("trixie-4-patching", _direct(suite="trixie", cpus=4, in_turn=True)),
     Kind("sid-2-patching", _direct(suite="sid", cpus=2, in_turn=True)),
-    Kind("debian-2-6G", _direct(cpus=2, memory_mib=6144, debian=True, debian_packages=SERVER_PACKAGES)),
-    Kind(
-        "debian-2-patching",
-        _direct(cpus=2, in_turn=True, debian=True, debian_packages=SERVER_PACKAGES + TRACING_PACKAGES),
-    ),
+    Kind("debian-2-6G", _debian(SERVER_PACKAGES, cpus=2, memory_mib=6144)),
+    Kind("debian-2-patching", _debian(SERVER_PACKAGES + TRACING_PACKAGES, cpus=2, in_turn=True)),
 )
 
 
@@ -205,7 +212,7 @@ def _loops(guest: LabGuest) -> Iterator[str]:
     yield "ls / & true & wait"
     yield "ls /proc | head -1; sleep 1"
     if plan.debian:
-        yield "modprobe dummy; modprobe -r dummy"
+        yield from map(in_and_out, _MODULES)
         yield "sleep 5; systemctl restart ssh auditd"
     else:
         yield "load modules 1; sleep 20; load stop; load status | grep -q 'modules [1-9]'"
@@ -216,6 +223,13 @@ def _loops(guest: LabGuest) -> Iterator[str]:
         yield f"echo 0 > {_CPU}; sleep 3; echo 1 > {_CPU}; sleep 4"
     if plan.in_turn or plan.cpus == 1 or detect_acceleration() is Acceleration.KVM:
         yield from _patching(plan)
+
+
+def in_and_out(modules: tuple[str, ...]) -> str:
+    """Return a command that loads and unloads one module after the other; it fails where one does not."""
+    steps = 'modprobe $m && grep -q "^$m " /proc/modules && sleep 1 && modprobe -r -w 9000 $m'
+    gone = '! grep -q "^$m " /proc/modules'
+    return f"(for m in {' '.join(modules)}; do {steps} && {gone} || exit 1; done)"
 
 
 def _patching(plan: GuestPlan) -> Iterator[str]:
