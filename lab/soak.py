@@ -1,6 +1,6 @@
 """Looks at healthy guests under load, once a second, for a long time: nothing may seem wrong or be unseen.
 
-    python -m lab.soak [--minutes 30] [--only NAME]
+    python -m lab.soak [--minutes 30] [--only NAME]...
 
 Each kind of guest runs for the whole time, one after the other. Any result that is not `holds`, confirmed
 at one moment as a monitor does it, is a failure, told with its reason.
@@ -97,17 +97,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Soak every kind of guest; 1 if any look found fault with one."""
     parser = argparse.ArgumentParser(prog="lab.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=30.0, help="for each kind of guest")
-    parser.add_argument("--only", default="", help="kinds with this in their names")
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="the kind of this name, or those with this in theirs; several times for more",
+    )
     options = parser.parse_args(arguments)
+    try:
+        kinds = chosen(options.only)
+    except ValueError as error:
+        parser.error(str(error))
     failed = 0
-    for kind in KINDS:
-        if options.only in kind.name:
-            soaked = soak(kind, seconds=60 * options.minutes)
-            failed += bool(soaked.failures)
-            print(_summary(kind, soaked), flush=True)
-            for failure, count in soaked.failures.most_common(_MOST_TOLD):
-                print(f"  {count:5} {failure}", flush=True)
+    for kind in kinds:
+        soaked = soak(kind, seconds=60 * options.minutes)
+        failed += bool(soaked.failures)
+        print(_summary(kind, soaked), flush=True)
+        for failure, count in soaked.failures.most_common(_MOST_TOLD):
+            print(f"  {count:5} {failure}", flush=True)
     return 1 if failed else 0
+
+
+def chosen(names: Sequence[str]) -> list[Kind]:
+    """Return the kinds of these names, each in full or a part that several may have; all for no name.
+
+    Raises ValueError when a name is no kind's.
+    """
+    found: set[str] = set() if names else {kind.name for kind in KINDS}
+    for name in names:
+        exact = {kind.name for kind in KINDS if kind.name == name}
+        alike = exact or {kind.name for kind in KINDS if name in kind.name}
+        if not alike:
+            raise ValueError(f"no guest is called {name!r}: {', '.join(kind.name for kind in KINDS)}")
+        found |= alike
+    return [kind for kind in KINDS if kind.name in found]
 
 
 def soak(kind: Kind, *, seconds: float) -> Soaked:
