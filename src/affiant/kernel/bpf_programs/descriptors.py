@@ -55,7 +55,7 @@ def survey_descriptors(survey: Survey) -> None:
     every = np.concatenate(files)
     of = np.repeat(np.arange(len(owners)), counts)
     places = every + np.uint64(program.offset(_FILE, "f_op"))
-    space = survey.guest.kernel_space
+    space = survey.kernel.kernel_space
     operations, there = space.words(places, space.leaves())
     # One may be gone by now; that all are is no kernel at work.
     survey.looked = int(np.count_nonzero(there))

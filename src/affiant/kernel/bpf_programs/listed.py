@@ -22,7 +22,7 @@ from affiant.kernel.transient.code_changes import is_changing_code
 from affiant.model.errors import MalformedError
 
 if TYPE_CHECKING:
-    from affiant.kernel.guest import Guest
+    from affiant.kernel.running_kernel import RunningKernel
 
 __all__ = ["CALLS", "ListedProgram", "lasting_gaps", "listed_programs"]
 
@@ -57,7 +57,7 @@ class _Reading:
 
 
 def listed_programs(
-    guest: Guest,
+    kernel: RunningKernel,
     view: View,
     callees: Callees,
     lists: BpfLists,
@@ -73,19 +73,19 @@ def listed_programs(
     what could not be read for too long.
     """
     callees.begin()
-    found = _read(guest, view, callees, lists, lists.loaded)
+    found = _read(kernel, view, callees, lists, lists.loaded)
     for _ in range(_READINGS - 1):
         if not found.gaps:
             break
         lists = again()
         odd = found.gaps.keys() & set(lists.loaded)
-        later = _read(guest, view, callees, lists, odd)
+        later = _read(kernel, view, callees, lists, odd)
         for address in found.gaps:
             found.details.pop(address, None)
             found.calls.pop(address, None)
         found = _Reading(found.details | later.details, found.calls | later.calls, later.gaps)
     lasting = lasting_gaps(
-        guest,
+        kernel,
         "programs",
         {(address, _number(found, address)): reason for address, reason in found.gaps.items()},
         now,
@@ -104,28 +104,30 @@ def listed_programs(
 
 
 def lasting_gaps(
-    guest: Guest, topic: str, gaps: Mapping[tuple[int, object], str], now: float
+    kernel: RunningKernel, topic: str, gaps: Mapping[tuple[int, object], str], now: float
 ) -> dict[tuple[int, object], str]:
     """Return those of `gaps`, code that was not read to its end, that have lasted.
 
     One has if it was there in every look for some seconds; and so have all if there was one or the other in
     every look for a minute, so that nobody evades by taking turns.
     """
-    excused = bool(gaps) and is_changing_code(guest.program)
-    old = guest.patience.settled(f"bpf {topic} half read", set(gaps), now, excused=excused)
+    excused = bool(gaps) and is_changing_code(kernel.program)
+    old = kernel.patience.settled(f"bpf {topic} half read", set(gaps), now, excused=excused)
     any_gap = {topic} if gaps else set()
-    always = guest.patience.settled(f"bpf {topic} always half read", any_gap, now, seconds=_LONG)
+    always = kernel.patience.settled(f"bpf {topic} always half read", any_gap, now, seconds=_LONG)
     return {key: reason for key, reason in gaps.items() if always or key in old}
 
 
-def _read(guest: Guest, view: View, callees: Callees, lists: BpfLists, addresses: Iterable[int]) -> _Reading:
+def _read(
+    kernel: RunningKernel, view: View, callees: Callees, lists: BpfLists, addresses: Iterable[int]
+) -> _Reading:
     functions: dict[int, list[BpfProgram]] = {}
     for function in lists.functions:
         functions.setdefault(function.structure, []).append(function)
     found = _Reading({}, {}, {})
     for address in addresses:
         try:
-            details = program_details(guest.program, address, functions.get(address, ()))
+            details = program_details(kernel.program, address, functions.get(address, ()))
             found.details[address] = details
             calls = found.calls[address] = callees.of(view, lists, details.functions)
         except (MemoryFault, MalformedError) as error:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import Final, TypeVar
 
 from affiant.kernel.bpf_programs.callees import Callees
 from affiant.kernel.bpf_programs.cgroups import survey_cgroups
@@ -21,7 +21,7 @@ from affiant.kernel.bpf_programs.listed import ListedProgram, lasting_gaps, list
 from affiant.kernel.bpf_programs.networks import survey_networks
 from affiant.kernel.bpf_programs.program_arrays import survey_program_arrays
 from affiant.kernel.bpf_programs.programs import ProgramDetails, is_of_kernel, program_details
-from affiant.kernel.bpf_programs.survey import LinkUse, Survey, Use
+from affiant.kernel.bpf_programs.survey import LinkUse, Survey, TracedKernel, Use
 from affiant.kernel.bpf_programs.symbols import survey_symbols
 from affiant.kernel.bpf_programs.tracing import survey_perf_events, survey_trace_events, survey_tracepoints
 from affiant.kernel.bpf_programs.trampolines import survey_trampoline_code, survey_trampolines
@@ -36,9 +36,6 @@ from affiant.kernel.page_content.bpf_lists import (
 from affiant.kernel.page_content.view import View
 from affiant.kernel.walks.snapshot import Budget, Snapshot
 from affiant.model.errors import AffiantError, MalformedError
-
-if TYPE_CHECKING:
-    from affiant.kernel.guest import Guest
 
 __all__ = ["PLACES", "BpfLook", "ListedProgram", "Unlisted", "read_bpf_programs"]
 
@@ -128,27 +125,27 @@ class _Known:
     links: set[int]
 
 
-def read_bpf_programs(guest: Guest, callees: Callees, *, now: float) -> BpfLook:
+def read_bpf_programs(kernel: TracedKernel, callees: Callees, *, now: float) -> BpfLook:
     """Look at the lists, at every place, and at the lists again: what came or went meanwhile is no stranger.
 
     Raises MemoryFault or MalformedError when the list of programs cannot be followed in three attempts, and
     UnavailableError when there is no time for it.
     """
-    view = View(guest)
+    view = View(kernel)
     # The forms of all patch sites are made once, which takes longer than a look may: that is not its time.
     with suppress(AffiantError):
-        guest.text_content  # noqa: B018 - whoever needs it is told why there is none
+        kernel.text_content  # noqa: B018 - whoever needs it is told why there is none
     budget = Budget(seconds=_SECONDS, clock=time.thread_time)
-    before = _attempt(partial(_lists, guest, budget))
+    before = _attempt(partial(_lists, kernel, budget))
     surveys: dict[str, Survey] = {}
     unread: dict[str, str] = {}
     for name, look in PLACES.items():
         lists = iter([before[0]])
         try:
-            surveys[name] = _attempt(partial(_surveyed, guest, budget, lists, look))
+            surveys[name] = _attempt(partial(_surveyed, kernel, budget, lists, look))
         except AffiantError as error:
             unread[name] = str(error)
-    after = _attempt(partial(_lists, guest, budget))
+    after = _attempt(partial(_lists, kernel, budget))
     known = _Known(
         {*before[0].loaded, *after[0].loaded},
         _Functions((*before[0].functions, *after[0].functions)),
@@ -160,22 +157,22 @@ def read_bpf_programs(guest: Guest, callees: Callees, *, now: float) -> BpfLook:
     for use in uses:
         by_program.setdefault(use.program or known.functions.owner_of(use.code), []).append(use)
     programs = listed_programs(
-        guest,
+        kernel,
         view,
         callees,
         after[0],
-        again=partial(_attempt, partial(read_bpf_lists, guest.program, budget.step)),
+        again=partial(_attempt, partial(read_bpf_lists, kernel.program, budget.step)),
         uses=by_program,
         unread=unread,
         now=now,
     )
     torn = {key: (name, why) for name, survey in surveys.items() for key, why in survey.gaps.items()}
-    for key in lasting_gaps(guest, "places", {key: why for key, (_, why) in torn.items()}, now):
+    for key in lasting_gaps(kernel, "places", {key: why for key, (_, why) in torn.items()}, now):
         unread[torn[key][0]] = torn[key][1]
-    strangers = _unlisted(guest, known, uses, after[0]) | _unlisted_links(guest, known, links)
-    lasting = guest.patience.settled("bpf programs", set(strangers), now)
+    strangers = _unlisted(kernel, known, uses, after[0]) | _unlisted_links(kernel, known, links)
+    lasting = kernel.patience.settled("bpf programs", set(strangers), now)
     # Who puts another in the place of one before it has lasted is told when there was one in every look.
-    if guest.patience.settled("ever bpf programs", {"any"} if strangers else set(), now, seconds=_LONG):
+    if kernel.patience.settled("ever bpf programs", {"any"} if strangers else set(), now, seconds=_LONG):
         lasting = set(strangers)
     return BpfLook(
         programs=programs,
@@ -187,17 +184,17 @@ def read_bpf_programs(guest: Guest, callees: Callees, *, now: float) -> BpfLook:
     )
 
 
-def _lists(guest: Guest, budget: Budget) -> tuple[BpfLists, dict[int, int]]:
-    lists = read_bpf_lists(guest.program, budget.step)
-    return lists, listed_links(Survey(guest, Snapshot(guest.program, budget), lists))
+def _lists(kernel: TracedKernel, budget: Budget) -> tuple[BpfLists, dict[int, int]]:
+    lists = read_bpf_lists(kernel.program, budget.step)
+    return lists, listed_links(Survey(kernel, Snapshot(kernel.program, budget), lists))
 
 
 def _surveyed(
-    guest: Guest, budget: Budget, lists: Iterator[BpfLists], look: Callable[[Survey], None]
+    kernel: TracedKernel, budget: Budget, lists: Iterator[BpfLists], look: Callable[[Survey], None]
 ) -> Survey:
     """Look with the first of `lists`; where that did not go well, with the lists as they are by then."""
-    read = next(lists, None) or read_bpf_lists(guest.program, budget.step)
-    survey = Survey(guest, Snapshot(guest.program, budget), read)
+    read = next(lists, None) or read_bpf_lists(kernel.program, budget.step)
+    survey = Survey(kernel, Snapshot(kernel.program, budget), read)
     look(survey)
     return survey
 
@@ -214,10 +211,10 @@ def _attempt(work: Callable[[], _Result]) -> _Result:
 
 
 def _unlisted(
-    guest: Guest, known: _Known, uses: Iterable[Use], lists: BpfLists
+    kernel: TracedKernel, known: _Known, uses: Iterable[Use], lists: BpfLists
 ) -> dict[tuple[str, int], Unlisted]:
     """Return programs that are used and not listed; code is one with the program whose function it is."""
-    program = guest.program
+    program = kernel.program
     stray = [use for use in uses if use.program and use.program not in known.programs]
     functions: list[BpfProgram] = []
     found: dict[int, list[Use]] = {}
@@ -247,10 +244,12 @@ def _unlisted(
     }
 
 
-def _unlisted_links(guest: Guest, known: _Known, links: Iterable[LinkUse]) -> dict[tuple[str, int], Unlisted]:
+def _unlisted_links(
+    kernel: TracedKernel, known: _Known, links: Iterable[LinkUse]
+) -> dict[tuple[str, int], Unlisted]:
     found: dict[int, list[LinkUse]] = {}
     for link in links:
-        if link.link not in known.links and not _without_id(guest, link):
+        if link.link not in known.links and not _without_id(kernel, link):
             found.setdefault(link.link, []).append(link)
     return {
         ("link", address): Unlisted("link", address, each[0].where, _told(each))
@@ -258,10 +257,10 @@ def _unlisted_links(guest: Guest, known: _Known, links: Iterable[LinkUse]) -> di
     }
 
 
-def _without_id(guest: Guest, link: LinkUse) -> bool:
+def _without_id(kernel: TracedKernel, link: LinkUse) -> bool:
     """Tell whether a link has no id by right: that of a program of the kernel's own."""
     try:
-        return not link.id and bool(link.program) and is_of_kernel(guest.program, link.program)
+        return not link.id and bool(link.program) and is_of_kernel(kernel.program, link.program)
     except AffiantError:
         return False
 

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from affiant.kernel.objects.program import KernelProgram
+from affiant.kernel.running_kernel import RunningKernel
 from affiant.kernel.walks.snapshot import Snapshot
 
 if TYPE_CHECKING:
-    from affiant.kernel.guest import Guest
     from affiant.kernel.page_content.bpf_lists import BpfLists
+    from affiant.kernel.tracing.tracepoints import Tracepoints
 
-__all__ = ["LinkUse", "Survey", "Use"]
+__all__ = ["LinkUse", "Survey", "TracedKernel", "Use"]
 
 _LINK: Final = "struct bpf_link"
 _LONGEST_NAME: Final = 64
+
+
+class TracedKernel(RunningKernel, Protocol):
+    """A kernel that was found, with its tracepoints as its reference has them."""
+
+    @property
+    def tracepoints(self) -> Tracepoints: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +59,7 @@ class Survey:
     were not read to their ends, by where they are and their names, with the reasons.
     """
 
-    guest: Guest
+    kernel: TracedKernel
     memory: Snapshot
     lists: BpfLists
     looked: int = 0
@@ -62,7 +70,7 @@ class Survey:
     @property
     def program(self) -> KernelProgram:
         """The kernel's symbols and types; its memory is read through `memory`."""
-        return self.guest.program
+        return self.kernel.program
 
     def integer(self, kind: str, address: int, path: str) -> int:
         """Return a member of the structure at an address: a pointer, or a number without sign."""

@@ -24,7 +24,7 @@ _MOST_EVENTS: Final = 65536
 
 def survey_tracepoints(survey: Survey) -> None:
     """Note each program that a tracepoint enters as a raw one."""
-    program, tracepoints = survey.program, survey.guest.tracepoints
+    program, tracepoints = survey.program, survey.kernel.tracepoints
     look = tracepoints.look(survey.memory)
     survey.looked = look.tracepoints
     by_link = program.has_type(_RAW_LINK) and program.has(_RAW_LINK, "cookie")
@@ -40,7 +40,7 @@ def survey_tracepoints(survey: Survey) -> None:
 
 def survey_perf_events(survey: Survey) -> None:
     """Note the program of each perf event, and those of the trace event that it is for."""
-    look = read_perf_events(survey.guest, survey.memory)
+    look = read_perf_events(survey.kernel, survey.memory)
     survey.looked = len(look.events)
     for event in look.events:
         survey.note("perf event", f"of {event.where}", event.program)

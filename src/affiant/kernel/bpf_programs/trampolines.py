@@ -37,9 +37,9 @@ def survey_trampoline_code(survey: Survey) -> None:
     What a trampoline had before may outlive its programs by minutes; others may have their memory by then.
     Where listed code is not read to its end, what it calls behind that is not known: a gap, if it lasts.
     """
-    view, left = View(survey.guest), _MOST_CODE
+    view, left = View(survey.kernel), _MOST_CODE
     torn: dict[BpfSymbol, str] = {}
-    called = survey.guest.text_content.wrapping()
+    called = survey.kernel.text_content.wrapping()
     for symbol in survey.lists.symbols.values():
         if symbol.program or not is_in_use(survey.lists, symbol, called):
             continue

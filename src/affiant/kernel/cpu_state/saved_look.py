@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from affiant.kernel.cpu_state.deviation import Deviation
+from affiant.kernel.cpu_state.look import CpuExpectations
 from affiant.kernel.cpu_state.memory_types import memory_type_deviations
 from affiant.kernel.cpu_state.per_cpu_base import per_cpu_base_deviations
 from affiant.kernel.cpu_state.starting import starting_cpus
 from affiant.kernel.cpu_state.system_calls import REGISTERS, system_call_deviations
 from affiant.kernel.machine.saved_cpu import SavedCpu, SavedCpus
 from affiant.kernel.page_tables.page_rights import is_booting
+from affiant.kernel.running_kernel import RunningKernel
 from affiant.model.errors import AffiantError, UnavailableError
-
-if TYPE_CHECKING:
-    from affiant.kernel.guest import Guest
 
 __all__ = ["SavedLook", "read_saved_cpus"]
 
@@ -39,7 +37,9 @@ class SavedLook:
     unread: Mapping[str, str]
 
 
-def read_saved_cpus(guest: Guest, saved: SavedCpus | None, *, now: float) -> SavedLook:
+def read_saved_cpus(
+    kernel: RunningKernel, expectations: CpuExpectations, saved: SavedCpus | None, *, now: float
+) -> SavedLook:
     """Compare saved registers with those of the kernel's build.
 
     Raises UnavailableError if there are none.
@@ -50,11 +50,10 @@ def read_saved_cpus(guest: Guest, saved: SavedCpus | None, *, now: float) -> Sav
         )
     if not saved.cpus:
         raise UnavailableError(saved.reason or "QEMU's device state names no vCPU")
-    expectations = guest.cpu_expectations
     running = [cpu for cpu in saved.cpus if cpu.in_64_bit_mode]
     # Each state counts once, at the moment that it was saved, however often it is looked at.
     starting = starting_cpus(
-        guest, running, expectations.segments, topic="starting, as saved", moment=saved.taken_at
+        kernel, running, expectations.segments, topic="starting, as saved", moment=saved.taken_at
     )
     settled = [cpu for cpu in running if cpu.index not in starting]
     deviations = list(memory_type_deviations(settled))
@@ -67,20 +66,20 @@ def read_saved_cpus(guest: Guest, saved: SavedCpus | None, *, now: float) -> Sav
     for cpu in settled:
         try:
             if expectations.entries is not None:
-                deviations.extend(system_call_deviations(cpu, guest.program, expectations.entries))
+                deviations.extend(system_call_deviations(cpu, kernel.program, expectations.entries))
                 checked["system calls"] += REGISTERS
         except AffiantError as error:
             unread["system calls"] = str(error)
         try:
             if expectations.segments is not None:
                 deviations.extend(
-                    per_cpu_base_deviations(cpu, guest.kernel_space, guest.program, expectations.segments)
+                    per_cpu_base_deviations(cpu, kernel.kernel_space, kernel.program, expectations.segments)
                 )
                 checked["per-CPU data"] += 1
         except AffiantError as error:
             unread["per-CPU data"] = str(error)
     return SavedLook(
-        booting=is_booting(guest, now),
+        booting=is_booting(kernel, now),
         age=max(0.0, now - saved.taken_at),
         saved=saved.cpus,
         running=len(running),

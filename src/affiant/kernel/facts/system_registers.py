@@ -60,7 +60,7 @@ class SystemRegistersFact:
 
 def system_registers(guest: Guest, now: float) -> SystemRegistersFact:
     """Read the fact `system_registers`."""
-    return SystemRegistersFact(read_saved_cpus(guest, guest.saved, now=now))
+    return SystemRegistersFact(read_saved_cpus(guest, guest.cpu_expectations, guest.saved, now=now))
 
 
 def _registers(cpu: SavedCpu) -> dict[str, Json]:

@@ -19,7 +19,7 @@ from affiant.model.errors import MalformedError
 from affiant.model.query import Path, Structure, WalkQuery
 
 if TYPE_CHECKING:
-    from affiant.kernel.guest import Guest
+    from affiant.kernel.running_kernel import RunningKernel
 
 __all__ = ["PerfEvent", "PerfLook", "read_perf_events"]
 
@@ -64,15 +64,15 @@ class PerfLook:
     events: tuple[PerfEvent, ...]
 
 
-def read_perf_events(guest: Guest, memory: Snapshot) -> PerfLook:
+def read_perf_events(kernel: RunningKernel, memory: Snapshot) -> PerfLook:
     """Return the events of all processors and tasks; a kernel without perf has none.
 
     Raises MemoryFault or MalformedError where a list cannot be followed, and what `Snapshot` raises.
     """
-    program = guest.program
+    program = kernel.program
     if not program.has_type(_EVENT) or program.find("perf_sched_events") is None:
         return PerfLook(0, ())
-    contexts = dict(_of_processors(guest, memory))
+    contexts = dict(_of_processors(kernel, memory))
     contexts |= dict(_of_tasks(program, memory))
     events: dict[int, PerfEvent] = {}
     for context, where in contexts.items():
@@ -94,14 +94,14 @@ def _event(program: KernelProgram, memory: Snapshot, address: int, where: str) -
     return PerfEvent(where, address, handler, held, call)
 
 
-def _of_processors(guest: Guest, memory: Snapshot) -> Iterator[tuple[int, str]]:
-    program = guest.program
+def _of_processors(kernel: RunningKernel, memory: Snapshot) -> Iterator[tuple[int, str]]:
+    program = kernel.program
     inner = program.offset(_CPU_CONTEXT, "ctx")
     common = program.find("perf_cpu_context")
     # One context for each kind of counter until Linux 6.2 (commit bd2756811766).
     instances = _of_pmus(program, memory) if common is None else {common}
     offsets = program.address("__per_cpu_offset")
-    for number in processors(program, memory, vcpus=len(guest.cpus)):
+    for number in processors(program, memory, vcpus=len(kernel.cpus)):
         distance = memory.word(offsets + 8 * number)
         for instance in instances:
             yield (instance + distance) % (1 << 64) + inner, f"CPU {number}"
