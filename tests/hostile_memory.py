@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from affiant.kernel.guest import Guest
-from affiant.kernel.machine.memory import PAGE_SIZE, GuestMemory
+from affiant.kernel.machine.memory import PAGE_SIZE, GuestMemory, KeptPages
 from affiant.kernel.walks.snapshot import Snapshot
 
 __all__ = ["Lie", "Trace", "TracedMemory", "lies", "told", "traced"]
@@ -66,6 +66,11 @@ class TracedMemory(GuestMemory):
         if self.trace is not None:
             self.trace.tables.update((frames * np.uint64(PAGE_SIZE)).tolist())
         return super().tables(frames)
+
+    def still_holds(self, kept: KeptPages) -> bool:
+        if self.trace is not None:
+            self.trace.tables.update((kept.frames * np.uint64(PAGE_SIZE)).tolist())
+        return super().still_holds(kept)
 
     def _note(self, address: int, size: int) -> None:
         if self.trace is not None and size <= _LONGEST_STRUCTURE:

@@ -29,6 +29,7 @@ from affiant.model.errors import SetupError, UnavailableError
 __all__ = [
     "PAGE_SIZE",
     "GuestMemory",
+    "KeptPages",
     "MemoryFault",
     "PhysicalSegment",
     "SegmentReader",
@@ -75,6 +76,18 @@ class _Buffer:
         self.view = memoryview(ram).toreadonly()
         self.bytes: NDArray[np.uint8] = np.frombuffer(self.view, dtype=np.uint8)
         self.pages: NDArray[np.uint64] = self.bytes.view(np.uint64).reshape(-1, PAGE_SIZE // 8)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class KeptPages:
+    """Pages of RAM, by their frame numbers, with what each held once, and the live bytes beside it.
+
+    Made by `GuestMemory.keep`. Arrays of bytes, because one of them and a view are compared by memcmp.
+    """
+
+    frames: NDArray[np.uint64]
+    contents: list[bytearray]
+    live: list[memoryview]
 
 
 class SegmentReader:
@@ -311,6 +324,27 @@ class GuestMemory:
         if not readable.all():
             into[~readable] = 0
         return readable
+
+    def keep(
+        self, frames: NDArray[np.uint64], rows: NDArray[np.uint64], readable: NDArray[np.bool_]
+    ) -> KeptPages:
+        """Keep what `tables` returned of frames, to be compared by `still_holds`.
+
+        Frames that are not RAM are left out: whether they are does not change.
+        """
+        live = self._live.view
+        _, offsets, _ = self._rows(frames[readable])
+        return KeptPages(
+            frames[readable],
+            [bytearray(row) for row in rows[readable]],
+            [live[PAGE_SIZE * row : PAGE_SIZE * (row + 1)] for row in offsets.tolist()],
+        )
+
+    def still_holds(self, kept: KeptPages) -> bool:
+        """Tell whether each of the pages holds now what it held, all of them being read."""
+        if self._noted is None:
+            return kept.contents == kept.live
+        return self.tables(kept.frames)[0].tobytes() == b"".join(kept.contents)
 
     def _rows(self, frames: NDArray[np.uint64]) -> tuple[_Buffer, NDArray[np.uint64], NDArray[np.bool_]]:
         """Return what holds frames, their numbers there (0 for those that are not RAM), and which are RAM."""

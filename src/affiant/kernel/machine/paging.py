@@ -16,7 +16,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from affiant.kernel.machine.memory import PAGE_SIZE, GuestMemory, MemoryFault
+from affiant.kernel.machine.memory import PAGE_SIZE, GuestMemory, KeptPages, MemoryFault
 from affiant.model.errors import MalformedError
 
 __all__ = ["KERNEL_HALF", "AddressSpace", "Extent", "Leaves", "Translation"]
@@ -113,17 +113,13 @@ class Leaves:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Walk:
-    """A walk that was done: the tables that it read, in order, what they held, and what came out."""
+    """A walk that was done: the tables that it read, with what they held, and what came out.
 
-    frames: NDArray[np.uint64]
-    entries: NDArray[np.uint64]
-    readable: NDArray[np.bool_]
+    While each of the tables holds what it held, another walk would find the same.
+    """
+
+    tables: KeptPages
     leaves: Leaves
-
-    def still_holds(self, memory: GuestMemory) -> bool:
-        """Tell whether each of the tables holds what it held; then another walk would find the same."""
-        entries, readable = memory.tables(self.frames)
-        return np.array_equal(entries, self.entries) and np.array_equal(readable, self.readable)
 
 
 class _Read:
@@ -143,11 +139,11 @@ class _Read:
         if self._parts is not None:
             self._parts.append((frames, entries, readable))
 
-    def walk(self, leaves: Leaves) -> _Walk | None:
+    def walk(self, memory: GuestMemory, leaves: Leaves) -> _Walk | None:
         if self._parts is None:
             return None
-        frames, entries, readable = zip(*self._parts, strict=True)
-        return _Walk(np.concatenate(frames), np.concatenate(entries), np.concatenate(readable), leaves)
+        frames, entries, readable = (np.concatenate(part) for part in zip(*self._parts, strict=True))
+        return _Walk(memory.keep(frames, entries, readable), leaves)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -292,7 +288,7 @@ class AddressSpace:
             raise MemoryFault(f"{first:#x} to {last:#x} are no addresses")
         wanted = (first, last, maximum_tables, maximum_leaves)
         known = self._walks.get(wanted)
-        if known is not None and known.still_holds(self.memory):
+        if known is not None and self.memory.still_holds(known.tables):
             return known.leaves
         leaves, walk = self._walk(first, last, maximum_tables, maximum_leaves)
         self._keep(wanted, walk)
@@ -303,7 +299,7 @@ class AddressSpace:
         self._walks.pop(wanted, None)
         if walk is None:
             return
-        tables = len(walk.frames) + sum(len(kept.frames) for kept in self._walks.values())
+        tables = sum(len(each.tables.contents) for each in (walk, *self._walks.values()))
         if tables > _MOST_KEPT_TABLES or len(self._walks) >= _MOST_KEPT_WALKS:
             self._walks.clear()
             self._extents.clear()  # they keep walks alive
@@ -338,7 +334,7 @@ class AddressSpace:
             if not len(tables):
                 break
         leaves = found.leaves(visited - read.unreadable, read.unreadable)
-        return leaves, read.walk(leaves)
+        return leaves, read.walk(self.memory, leaves)
 
     def _entries(
         self, tables: _Led, entries: NDArray[np.uint64], level: int, bounds: tuple[int, int]
