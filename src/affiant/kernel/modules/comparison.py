@@ -12,21 +12,23 @@ from affiant.kernel.machine.memory import PAGE_SIZE
 from affiant.kernel.modules.image import LinkedModule
 from affiant.kernel.modules.loaded import Module
 from affiant.kernel.modules.references import KnownModule
-from affiant.kernel.modules.verdict import AS_PACKAGED, ModuleCode, told
+from affiant.kernel.modules.verdict import AS_PACKAGED, IN_TRANSITION, ModuleCode, told
 from affiant.kernel.running_kernel import RunningKernel
 
-__all__ = ["compare_module"]
+__all__ = ["MOST_DIFFERENCES", "compare_module"]
 
-_MOST_DIFFERENCES: Final = 64
+MOST_DIFFERENCES: Final = 64
 _MOST_REASONS: Final = 3
 
 
 def compare_module(kernel: RunningKernel, module: Module, known: KnownModule) -> ModuleCode:
     """Compare a module now, and keep what is found with what is known of it.
 
+    Whether a site that is half changed has been so for too long is not known here: it is in transition.
     Raises MemoryFault if the module would not end before the last address.
     """
     wrong: list[Difference] = []
+    settling: tuple[Difference, ...] = ()
     compared = unread = hooks = 0
     unjudged: tuple[str, ...] = ()
     by_class: Mapping[str, int] = {}
@@ -35,7 +37,8 @@ def compare_module(kernel: RunningKernel, module: Module, known: KnownModule) ->
         if (seen.unexplained or seen.passing) and not kernel.paused:
             # Code is changed in steps; a copy made in the middle of one shows what never stood there.
             seen = compare_region(kernel.memory, kernel.kernel_space, kernel.location, *known.code)
-        wrong += [run for run in (*seen.unexplained, *seen.passing) if _inside(run, known.code[0])]
+        wrong += [run for run in seen.unexplained if _inside(run, known.code[0])]
+        settling = tuple(run for run in seen.passing if _inside(run, known.code[0]))
         compared, unread, by_class = seen.compared, seen.unread, dict(seen.by_class)
         hooks = sum(hook.count for hook in seen.hooks if hook.via == "ftrace")
         unjudged = seen.unjudged
@@ -44,7 +47,8 @@ def compare_module(kernel: RunningKernel, module: Module, known: KnownModule) ->
         wrong += data.unexplained
         compared, unread = compared + data.compared, unread + data.unread
     excess = _excess(module, known.linked)
-    verdict = "changed" if wrong or excess else "unread" if unread or unjudged else AS_PACKAGED
+    steady = IN_TRANSITION if settling else AS_PACKAGED
+    verdict = "changed" if wrong or excess else "unread" if unread or unjudged else steady
     reasons = [f"{excess} bytes of code more than its file has"] if excess else []
     reasons += [f"{unread} bytes could not be read"] if unread else []
     reasons += unjudged
@@ -54,8 +58,9 @@ def compare_module(kernel: RunningKernel, module: Module, known: KnownModule) ->
         told(module, verdict, reason="; ".join(reasons[:_MOST_REASONS])),
         compared=compared,
         by_class=by_class,
-        differences=tuple(wrong[:_MOST_DIFFERENCES]),
+        differences=tuple(wrong[:MOST_DIFFERENCES]),
         hooks=hooks,
+        settling=settling,
     )
     return known.result
 

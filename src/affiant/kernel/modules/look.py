@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
+from affiant.kernel.modules.comparison import MOST_DIFFERENCES
 from affiant.kernel.modules.judge import ModuleJudge
 from affiant.kernel.modules.loaded import Module, listed_modules
 from affiant.kernel.modules.places import ModuleKey, module_key
-from affiant.kernel.modules.verdict import ModuleCode, told
+from affiant.kernel.modules.verdict import IN_TRANSITION, ModuleCode, told
 from affiant.kernel.running_kernel import RunningKernel
+from affiant.kernel.transient.code_changes import is_changing_code
 
 __all__ = ["ModuleCodeLook", "read_module_code"]
 
@@ -43,11 +45,12 @@ def read_module_code(kernel: RunningKernel, judge: ModuleJudge, *, now: float) -
     found: dict[ModuleKey, ModuleCode] = {}
     for key, module in listed.items():
         if key in moving:
-            found[key] = told(module, "in transition", reason=f"it is {module.state}")
+            found[key] = told(module, IN_TRANSITION, reason=f"it is {module.state}")
         else:
             found[key] = whole.get(key) or judge.compare(kernel, key, listed)
     if not kernel.paused:
         _look_again(kernel, judge, listed, found, now)
+    _tell_what_lasts(kernel, listed, found, now)
     judge.forget_others(listed.keys())
     return ModuleCodeLook(tuple(sorted(found.values(), key=lambda code: code.name)), judge.references)
 
@@ -102,4 +105,37 @@ def _look_again(
         if left - gone:
             gone |= left - _listed(kernel).keys()
     for key in gone - _lasting(kernel, "modules that leave while they are compared", gone, listed, now):
-        found[key] = told(listed[key], "in transition", reason="it was unloaded meanwhile")
+        found[key] = told(listed[key], IN_TRANSITION, reason="it was unloaded meanwhile")
+
+
+def _tell_what_lasts(
+    kernel: RunningKernel,
+    listed: Mapping[ModuleKey, Module],
+    found: dict[ModuleKey, ModuleCode],
+    now: float,
+) -> None:
+    """Tell of sites that stay half changed, as of those of the kernel's own text.
+
+    A module has hundreds of sites that are changed one after the other while it is loaded, so it is each
+    site that must not stay so.
+    """
+    half_done = {
+        (listed[key].address, run.site, run.address) for key, code in found.items() for run in code.settling
+    }
+    excused = bool(half_done) and is_changing_code(kernel.program)
+    unseen = {
+        listed[key].address for key, code in found.items() if not code.compared or code.verdict == "unread"
+    }
+    lasting = kernel.patience.settled(
+        "sites of modules", half_done, now, excused=excused, unseen=lambda site: site[0] in unseen
+    )
+    for key, code in found.items():
+        place = listed[key].address
+        stuck = tuple(run for run in code.settling if (place, run.site, run.address) in lasting)
+        if stuck:
+            found[key] = replace(
+                code,
+                verdict="changed",
+                differences=(*code.differences, *stuck)[:MOST_DIFFERENCES],
+                settling=tuple(run for run in code.settling if run not in stuck),
+            )

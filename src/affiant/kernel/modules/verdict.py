@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from affiant.kernel.comparison.difference import Difference
 from affiant.kernel.modules.loaded import Module
 
-__all__ = ["AS_PACKAGED", "ModuleCode", "told"]
+__all__ = ["AS_PACKAGED", "IN_TRANSITION", "ModuleCode", "told"]
 
 AS_PACKAGED = "as packaged"
+IN_TRANSITION = "in transition"
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +20,7 @@ class ModuleCode:
 
     `digest` is the SHA-256 of the code in memory for an unknown module, "" otherwise; `reason` says why
     something could not be compared, or hashed. `by_class` counts changed bytes by the patch sites that
-    explain them.
+    explain them. `settling` are sites in a state that a healthy kernel is in for moments: no differences yet.
     """
 
     name: str
@@ -33,6 +34,7 @@ class ModuleCode:
     reason: str
     taints: int
     signature_ok: bool | None
+    settling: tuple[Difference, ...] = ()
 
 
 def told(module: Module, verdict: str, *, digest: str = "", reason: str = "") -> ModuleCode:

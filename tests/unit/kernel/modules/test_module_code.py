@@ -594,6 +594,64 @@ def test_a_static_call_of_a_modules_own_function_is_as_packaged(tmp_path: Path) 
     assert difference["site"] == "static_call"
 
 
+STATIC_CALL, OTHER_CALL = MODULE_PHYSICAL + 17, MODULE_PHYSICAL + 32
+
+
+def module_with_two_static_calls() -> ModuleBuilder:
+    """That module, with a second site of the same key."""
+    module = module_with_a_static_call()
+    module.sections = [
+        (name, flags, bytes(16) if name == ".static_call_sites" else data, align)
+        for name, flags, data, align in module.sections
+    ]
+    name, flags, code, align = module.sections[0]
+    module.sections[0] = (name, flags, code.ljust(32, b"\xcc") + bytes.fromhex("e800000000"), align)
+    module.relocate(".text", 33, PLT32, "entry", -4)
+    module.relocate(".static_call_sites", 8, PC32, "entry", 32)
+    module.relocate(".static_call_sites", 12, PC32, "key")
+    return module
+
+
+def test_a_site_of_a_module_may_be_half_changed_for_seconds(tmp_path: Path) -> None:
+    loaded = Loaded(tmp_path, module=module_with_a_static_call())
+    assert loaded.verdict() == "as packaged"
+    before = loaded.guest.poke(STATIC_CALL, b"\xcc")
+    assert [loaded.verdict(float(now)) for now in range(7)][:5] == ["in transition"] * 5
+    assert loaded.verdict(7.0) == "changed"
+    (difference,) = loaded.look(8.0)["differences"]
+    assert (difference["site"], difference["address"]) == ("static_call", hex(MODULE_AREA + 17))
+    loaded.guest.poke(STATIC_CALL, before)
+    assert loaded.verdict(9.0) == "as packaged"
+
+
+def test_it_may_for_longer_while_the_kernel_changes_its_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = Loaded(tmp_path, module=module_with_a_static_call())
+    monkeypatch.setattr(module_look, "is_changing_code", lambda program: True)
+    loaded.guest.poke(STATIC_CALL, b"\xcc")
+    assert [loaded.verdict(float(now)) for now in range(70)].index("changed") == 64
+
+
+def test_sites_that_are_changed_one_after_the_other_are_no_finding(tmp_path: Path) -> None:
+    """As those of a large module are while it is loaded, for as long as that takes."""
+    loaded = Loaded(tmp_path, module=module_with_two_static_calls())
+    assert loaded.verdict() == "as packaged", loaded.look()
+    for now in range(20):
+        place = STATIC_CALL if now // 4 % 2 else OTHER_CALL
+        before = loaded.guest.poke(place, b"\xcc")
+        assert loaded.verdict(float(now)) == "in transition"
+        loaded.guest.poke(place, before)
+
+
+def test_a_site_that_is_half_changed_hides_no_other_code(tmp_path: Path) -> None:
+    loaded = Loaded(tmp_path, module=module_with_a_static_call())
+    loaded.guest.poke(STATIC_CALL, b"\xcc")
+    loaded.guest.poke(MODULE_PHYSICAL, b"\xf4")
+    (difference,) = loaded.look()["differences"]
+    assert (loaded.verdict(), difference["address"]) == ("changed", hex(MODULE_AREA))
+
+
 @pytest.mark.parametrize("anew", [True, False], ids=["anew", "steady"])
 @pytest.mark.parametrize("offset", [0, 20, 4095, 4096 + 5], ids=["entry", "code", "padding", "data"])
 def test_of_many_modules_the_one_that_is_odd_is_told(tmp_path: Path, offset: int, anew: bool) -> None:
