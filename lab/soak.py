@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import time
 from collections import Counter
@@ -48,6 +49,8 @@ _MODULES: Final = (
 _ALIVE_EVERY: Final = 30.0
 _MOST_TOLD: Final = 40
 _ROUNDS: Final = "/tmp/soak."  # how often each loop came round, in bytes of a file
+_COUNTED: Final = re.compile(r"^ *([0-9]+) /tmp/soak\.([0-9]+)\s*$", re.MULTILINE)
+_TRIES: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,10 +182,15 @@ def _rounds(guest: LabGuest) -> dict[str, int]:
     """Return how often each loop of the load came round: one that failed each time was no load."""
     loops = list(_loops(guest))
     files = " ".join(f"{_ROUNDS}{number}" for number in range(len(loops)))
-    sizes = guest.console.run(
-        f"for file in {files}; do wc -c < $file || echo 0; done 2> /dev/null", timeout=120
-    )
-    return {loop[:40]: int(size) for loop, size in zip(loops, sizes.split(), strict=True)}
+    counts = f"for file in {files}; do [ -e $file ] || : > $file; done; wc -c {files}"
+    told: dict[str, str] = {}
+    for _ in range(_TRIES):
+        # What the kernel has to say comes in between, on any line.
+        listed = _COUNTED.findall(guest.console.run(counts, timeout=120))
+        told |= {loop: size for size, loop in listed}
+        if len(told) == len(loops):
+            break
+    return {loop[:40]: int(told.get(str(number), 0)) for number, loop in enumerate(loops)}
 
 
 def _summary(kind: Kind, soaked: Soaked) -> str:
