@@ -13,7 +13,7 @@ from typing import Final
 
 from affiant.kernel.machine.memory import PAGE_SIZE
 from affiant.kernel.machine.paging import AddressSpace
-from affiant.kernel.page_tables.address_roots import known_roots
+from affiant.kernel.page_tables.table_owners import known_roots
 from lab.live_guest import LiveGuest
 from lab.tamper.loaded import loaded
 from lab.tamper.technique import Technique

@@ -7,7 +7,8 @@ from typing import Any
 from affiant.kernel.facts.registry import collect
 from affiant.kernel.guest import Guest
 from affiant.kernel.machine.paging import AddressSpace
-from affiant.kernel.page_tables.address_roots import EFI_AREA, efi_root
+from affiant.kernel.page_tables.address_roots import EFI_AREA
+from affiant.kernel.page_tables.table_owners import efi_root
 from lab.guests import LabGuest
 from lab.live_guest import open_live_guest
 from lab.references import reference_of

@@ -14,8 +14,8 @@ from affiant.assertions.bundle import packaged_library
 from affiant.assertions.engine import Engine
 from affiant.kernel.facts.registry import collect
 from affiant.kernel.guest import Guest
-from affiant.kernel.page_tables.address_roots import known_roots
 from affiant.kernel.page_tables.page_rights import ISOLATION
+from affiant.kernel.page_tables.table_owners import known_roots
 from affiant.model.outcome import Outcome
 from lab.guests import GuestPlan, start_guest
 from lab.live_guest import LiveGuest, open_live_guest

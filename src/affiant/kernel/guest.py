@@ -29,6 +29,7 @@ from affiant.kernel.objects.slide import (
     still_there,
 )
 from affiant.kernel.page_content.look import PageOwners
+from affiant.kernel.page_tables.tables_before import tables_in_order
 from affiant.kernel.site_content.content import SiteContent
 from affiant.kernel.site_content.function_types import FunctionTypes
 from affiant.kernel.site_content.image import KernelImage
@@ -134,6 +135,8 @@ class Guest:
     """What QEMU saved of the vCPUs, at a moment of its own; None where nobody asked it to."""
     paused: bool = False
     """Whether what is read stands still: then nothing is read twice to tell a change from a moment."""
+    tables_before: frozenset[int] = frozenset()
+    """Page tables (physical addresses) that were in order just before the registers were read."""
 
     @classmethod
     def open(
@@ -170,6 +173,14 @@ class Guest:
     def at_rest(self) -> Guest:
         """Return the same guest, for as long as it is paused or copies of one moment are read."""
         return replace(self, paused=True)
+
+    def tables_in_order(self) -> frozenset[int]:
+        """Return which page tables are in order now, for whoever reads registers next; raises nothing."""
+        return tables_in_order(self.program, self.kernel_space)
+
+    def with_tables(self, before: frozenset[int]) -> Guest:
+        """Return the same guest with what `tables_in_order` told just before its registers were read."""
+        return replace(self, tables_before=before)
 
     def with_saved(self, saved: SavedCpus | None) -> Guest:
         """Return the same guest with what QEMU saved of its vCPUs."""

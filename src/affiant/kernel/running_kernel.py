@@ -45,3 +45,5 @@ class RunningKernel(Protocol):
     def patience(self) -> Patience: ...  # noqa: D102
     @property
     def paused(self) -> bool: ...  # noqa: D102
+    @property
+    def tables_before(self) -> frozenset[int]: ...  # noqa: D102

@@ -37,6 +37,7 @@ __all__ = ["KernelWatch", "Look"]
 
 _LOG = logging.getLogger(__name__)
 _MOST_REFERENCES = 64
+_PAGE_TABLES = "page_rights"  # the fact that tells whose page tables the vCPUs are on
 _SAVED_REGISTERS = "system_registers"  # the fact that is read from what QEMU saves
 # A look has this much of the processor for the rules' own queries: counted so, a busy host does not make
 # a healthy guest inconclusive, and a guest cannot make the work longer. With the guest paused it is time
@@ -175,12 +176,16 @@ class KernelWatch:
         """
         names = {fact for script in scripts for fact in script.facts} | set(more)
         queries = {name: query for script in scripts for name, query in script.asked.items()}
+        known = self._guest
+        before = known.tables_in_order() if _PAGE_TABLES in names and known and moment is None else None
         try:
             guest = self._refreshed(self._cpus() if moment is None else moment.cpus)
         except AffiantError as error:
             return {name: {"unavailable": str(error)} for name in (*names, *queries)}
         if _SAVED_REGISTERS in names:
             guest = guest.with_saved(self._registers.saved(fresh=fresh) if moment is None else moment.saved)
+        if before is not None and known is not None and guest.program is known.program:
+            guest = guest.with_tables(before)
         if at_rest:
             guest = guest.at_rest()
         else:

@@ -23,7 +23,8 @@ from affiant.kernel.machine.memory import GuestMemory
 from affiant.kernel.machine.paging import AddressSpace, Leaves
 from affiant.kernel.page_content.claim import Claim, Fault
 from affiant.kernel.page_content.view import View
-from affiant.kernel.page_tables.address_roots import EFI_AREA, efi_root
+from affiant.kernel.page_tables.address_roots import EFI_AREA
+from affiant.kernel.page_tables.table_owners import efi_root
 from affiant.model.errors import UnavailableError
 
 __all__ = ["FirmwarePages"]

@@ -1,4 +1,4 @@
-"""Which page tables a guest's processors and processes use, and how their kernel halves differ.
+"""Which page tables a guest's processors are on, and how the kernel halves of page tables differ.
 
 All processes share the kernel's half: their top-level entries are those of `init_top_pgt`. A process
 with entries of its own could run another kernel text than everyone else. The tables of the EFI runtime
@@ -9,16 +9,13 @@ maps nothing of the kernel but the way into it, the same for all (clone_pgd_rang
 arch/x86/include/asm/pgtable.h). Whether a kernel isolates, its own pair tells: data of the guest, but whoever
 forges it has what it maps looked at, and what it told once is not taken back. Its text tells as well, as it
 was patched at boot for a processor that needs isolation: whoever empties that pair hides nothing.
-
-The list of tasks is data of the guest: it tells where to look, and what is not on it is not looked at
-(a vCPU's CR3 always is).
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -29,22 +26,18 @@ from affiant.kernel.machine.memory import PAGE_SIZE
 from affiant.kernel.machine.paging import AddressSpace, Leaves
 from affiant.kernel.objects.program import KernelProgram
 from affiant.kernel.objects.slide import address_spaces
-from affiant.kernel.walks.lists import list_entries
+from affiant.kernel.page_tables.table_owners import Root
 from affiant.model.errors import AffiantError, MalformedError
 
 __all__ = [
     "EFI_AREA",
     "KernelHalf",
-    "Root",
-    "borrowed_roots",
     "compared_roots",
     "cpu_roots",
-    "efi_root",
     "kernel_halves",
-    "known_roots",
     "leads_to",
-    "named_root",
     "own_user_half",
+    "sharing",
     "switching_cpus",
     "user_half_of",
 ]
@@ -56,29 +49,11 @@ _MOST_SAMPLED: Final = 512
 EFI_AREA: Final = (0xFFFF_FFEF_0000_0000, 0xFFFF_FFFF_0000_0000)
 """Where EFI runtime services are mapped (Documentation/arch/x86/x86_64/mm.rst), first and end."""
 
-_TASK, _MM = "struct task_struct", "struct mm_struct"
-_MOST_TASKS = 65536
-_MOST_CPUS = 8192
-_POKING: Final = ("text_poke_mm", "poking_mm")  # seen in 7.2; in 6.1 and 6.12
 # arch/x86/mm/tlb.c; what they call is inlined but for these.
 _SWITCHES: Final = frozenset({"switch_mm_irqs_off", "load_new_mm_cr3", "choose_new_asid", "native_write_cr3"})
 _ACCESSED_DIRTY = np.uint64(0x60)
 _HALF = 256
 _ALL = (1 << 64) - 1
-
-
-@dataclass(frozen=True, slots=True)
-class Root:
-    """A top-level page table (physical address) and who uses it: `cpu 1`, `task 312 (sshd)`, `efi`.
-
-    The table of a task is that of the task_struct at `task`, and has its name once `named_root` gave it.
-    A `user_half` is the one of a pair that user mode runs on.
-    """
-
-    physical: int
-    user: str
-    task: int = 0
-    user_half: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,99 +73,12 @@ class KernelHalf:
     endless: bool = False
 
 
-def known_roots(program: KernelProgram, space: AddressSpace, leaves: Leaves) -> tuple[list[Root], int]:
-    """Return the tables of all tasks (each once), and how many tasks are on the list.
-
-    `leaves` are those of the kernel half, as they are now. Raises MemoryFault or MalformedError if the list
-    cannot be followed.
-    """
-    tasks, mm, pgd = (
-        program.offset(_TASK, "tasks"),
-        program.offset(_TASK, "mm"),
-        program.offset(_MM, "pgd"),
-    )
-    listed = [node - tasks for node in _task_nodes(program, space, leaves, tasks)]
-    # A hostile list leads to addresses so low that what holds them would begin below 0: those wrap.
-    owners = np.array([task & _ALL for task in listed], dtype=np.uint64)
-    memories, there = space.words(owners + np.uint64(mm), leaves)
-    # One that is exiting may have no tables any more; what a CPU runs on is looked at through CR3.
-    owners, memories = owners[there & (memories != 0)], memories[there & (memories != 0)]
-    _, first = np.unique(memories, return_index=True)
-    first.sort()  # each once, in the order of the list
-    tables, there = space.words(memories[first] + np.uint64(pgd), leaves)
-    physical, mapped = leaves.locate(tables)
-    whole = there & mapped & (physical % np.uint64(PAGE_SIZE) == 0)
-    roots = {
-        table: Root(table, "task", task)
-        for table, task in zip(physical[whole].tolist(), owners[first][whole].tolist(), strict=True)
-    }
-    return list(roots.values()), len(listed)
-
-
 def compared_roots(tasks: Sequence[Root], cpus: Sequence[Root], draw: random.Random) -> list[Root]:
     """Return the tables of tasks to compare in one look: those that vCPUs are on, of the others a draw."""
     if len(tasks) <= _MOST_SAMPLED:
         return list(tasks)
     used = {cpu.physical for cpu in cpus}
     return [*(task for task in tasks if task.physical in used), *draw.sample(tasks, _MOST_SAMPLED)]
-
-
-def _task_nodes(program: KernelProgram, space: AddressSpace, leaves: Leaves, offset: int) -> tuple[int, ...]:
-    """Return where the list of tasks goes through them; walks it, unless each still leads to the next."""
-    head = program.address("init_task") + offset
-    before = program.lists.get(head, ())
-    following, there = space.words(np.array((head, *before), dtype=np.uint64), leaves)
-    if not (there.all() and following.tolist() == [*before, head]):
-        before = program.lists[head] = tuple(list_entries(program, head, offset=0, maximum=_MOST_TASKS))
-    return before
-
-
-def named_root(program: KernelProgram, root: Root) -> Root:
-    """Return a root with its task's pid and name: few are told of, so few are asked for it."""
-    return replace(root, user=f"{root.user} {_name(program, root.task)}") if root.task else root
-
-
-def borrowed_roots(program: KernelProgram, space: AddressSpace) -> list[Root]:
-    """Return tables that CPUs use without a process: what they have loaded (`cpu_tlbstate`), what pokes text.
-
-    A CPU that runs a kernel thread stays on the tables of the process before, even when that has exited.
-    """
-    found: list[Root] = []
-    for name in _POKING:
-        try:
-            table = program.word(program.word(program.address(name)) + program.offset(_MM, "pgd"))
-            found.append(Root(space.translate(table).physical, "text poking"))
-        except AffiantError:
-            continue  # this kernel has it under another name, or not yet
-    try:
-        state = program.address("cpu_tlbstate") + program.offset("struct tlb_state", "loaded_mm")
-        pgd, offsets = program.offset(_MM, "pgd"), program.address("__per_cpu_offset")
-    except AffiantError:
-        return found
-    seen: set[int] = set()
-    for number in range(_MOST_CPUS):
-        try:
-            offset = program.word(offsets + 8 * number)
-            if offset in seen:
-                break  # CPUs that are not possible all have the template's offset
-            seen.add(offset)
-            table = program.word(program.word(state + offset & _ALL) + pgd)
-            found.append(Root(space.translate(table).physical, f"last on CPU {number}"))
-        except AffiantError:
-            continue  # it is switching
-    return found
-
-
-def efi_root(program: KernelProgram, space: AddressSpace) -> Root | None:
-    """Return the tables that EFI runtime services are called with, None if there are none."""
-    symbol = program.find("efi_mm")
-    if symbol is None:
-        return None
-    try:
-        table = program.word(symbol + program.offset(_MM, "pgd"))
-        return Root(space.translate(table).physical, "efi") if table else None
-    except AffiantError:
-        return None
 
 
 def own_user_half(program: KernelProgram, kernel: AddressSpace, *, patched: bool = False) -> Root | None:
@@ -284,15 +172,31 @@ def kernel_halves(
     """
     if not roots:
         return [], 0
-    shared = _top(kernel, [own or Root(kernel.root, "kernel")])[0][0]
-    tops, readable = _top(kernel, roots)
-    differs = (tops != shared) & ((tops & np.uint64(1)) != 0)
+    differs, readable = _differing(kernel, roots, own)
     halves: list[KernelHalf] = []
     left = maximum_tables, maximum_leaves
     for row in np.flatnonzero(differs.any(axis=1)).tolist():
         half, left = _compare(kernel, leaves, roots[row], np.flatnonzero(differs[row]), left)
         halves.append(half)
     return halves, int(np.count_nonzero(~readable))
+
+
+def sharing(kernel: AddressSpace, roots: Sequence[Root], *, own: Root | None = None) -> list[Root]:
+    """Return the roots whose kernel half has no entry but the kernel's, or but those of `own`."""
+    if not roots:
+        return []
+    differs, readable = _differing(kernel, roots, own)
+    shares = readable & ~differs.any(axis=1)
+    return [root for root, same in zip(roots, shares.tolist(), strict=True) if same]
+
+
+def _differing(
+    kernel: AddressSpace, roots: Sequence[Root], own: Root | None
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Tell for each root which entries of its kernel half differ, and which roots could be read."""
+    shared = _top(kernel, [own or Root(kernel.root, "kernel")])[0][0]
+    tops, readable = _top(kernel, roots)
+    return (tops != shared) & ((tops & np.uint64(1)) != 0), readable
 
 
 def _top(kernel: AddressSpace, roots: Sequence[Root]) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
@@ -363,12 +267,3 @@ def _same(found: Leaves, leaves: Leaves) -> NDArray[np.bool_]:
     for name in _RIGHTS:
         same &= getattr(found, name) == getattr(leaves, name)[first]
     return same
-
-
-def _name(program: KernelProgram, task: int) -> str:
-    try:
-        pid = int.from_bytes(program.read(task + program.offset(_TASK, "pid"), 4), "little")
-        comm = program.read(task + program.offset(_TASK, "comm"), 16).split(b"\0")[0]
-    except AffiantError:
-        return f"{task:#x}"
-    return f"{pid} ({comm.decode('utf-8', 'backslashreplace')})"

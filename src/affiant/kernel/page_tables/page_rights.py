@@ -27,20 +27,16 @@ from affiant.kernel.objects.slide import KERNEL_MAP
 from affiant.kernel.page_tables.address_roots import (
     EFI_AREA,
     KernelHalf,
-    Root,
-    borrowed_roots,
     compared_roots,
     cpu_roots,
-    efi_root,
     kernel_halves,
-    known_roots,
-    named_root,
     own_user_half,
     switching_cpus,
     user_half_of,
 )
 from affiant.kernel.page_tables.executable_pages import LAST_CODE_ADDRESS
 from affiant.kernel.page_tables.firmware_map import kept_regions, within_kept
+from affiant.kernel.page_tables.table_owners import Root, borrowed_roots, efi_root, known_roots, named_root
 from affiant.model.errors import AffiantError, MalformedError
 
 if TYPE_CHECKING:
@@ -98,9 +94,10 @@ class PageRights:
 
     `roots` counts page tables looked at by their users; those that share the kernel's half cost no
     walk. `cpu_tables` tells whose tables each vCPU is on, "switching" for one that is just loading others,
-    "" for nobody's. `executable_pages` counts 4 KiB by place. `protected_pages` are pages of RAM that
-    nothing may map writable. `unread_tables` lay outside RAM: what they map is not known. `left_out` counts
-    findings beyond the first 4096 of each kind.
+    "gone" for those that somebody had, and that were in order, just before the registers were read, and that
+    nobody has any more, "" for nobody's. `executable_pages` counts 4 KiB by place. `protected_pages` are
+    pages of RAM that nothing may map writable. `unread_tables` lay outside RAM: what they map is not known.
+    `left_out` counts findings beyond the first 4096 of each kind.
     """
 
     booting: bool
@@ -171,7 +168,7 @@ def read_page_rights(guest: RunningKernel, *, now: float, draw: random.Random | 
     efi = efi_root(program, space)
     user = own_user_half(program, space, patched=_is_patched_to_isolate(guest))
     cpus = list(cpu_roots(guest.cpus, space, user))
-    known = {root.physical: root for root in borrowed_roots(program, space)}
+    known = {root.physical: root for root in borrowed_roots(program, space, leaves)}
     known |= {root.physical: root for root in [*tasks, *([efi] if efi else []), Root(space.root, "kernel")]}
     starter = _starter_pages(program, space)
     known |= {page: Root(page, "processors that start") for page in starter}
@@ -216,7 +213,7 @@ def read_page_rights(guest: RunningKernel, *, now: float, draw: random.Random | 
             "efi": int(efi is not None),
             "user halves": len(pairs) + (user is not None),
         },
-        cpu_tables={cpu.user: _owner(program, cpu, known, switching) for cpu in cpus},
+        cpu_tables={cpu.user: _owner(guest, cpu, known, switching) for cpu in cpus},
         tasks=listed,
         tables=leaves.tables + sum(half.leaves.tables for half in halves),
         leaves=len(leaves) + sum(len(half.leaves) for half in halves),
@@ -237,10 +234,12 @@ def _is_patched_to_isolate(guest: RunningKernel) -> bool:
     return sum(there for _, there in votes) > sum(missing for missing, _ in votes)
 
 
-def _owner(program: KernelProgram, cpu: Root, known: Mapping[int, Root], switching: set[str]) -> str:
+def _owner(guest: RunningKernel, cpu: Root, known: Mapping[int, Root], switching: set[str]) -> str:
     if cpu.physical in known:
-        return named_root(program, known[cpu.physical]).user
-    return "switching" if cpu.user in switching else ""
+        return named_root(guest.program, known[cpu.physical]).user
+    if cpu.user in switching:
+        return "switching"
+    return "gone" if cpu.physical in guest.tables_before else ""
 
 
 def _starter_pages(program: KernelProgram, space: AddressSpace) -> range:

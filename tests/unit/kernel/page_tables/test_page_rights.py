@@ -348,6 +348,62 @@ def test_tables_of_nobody_are_told_apart(guest: SyntheticGuest) -> None:
     assert look(guest.open())["cpu_tables"] == {"cpu 0": ""}
 
 
+@pytest.mark.parametrize("isolated", [False, True])
+def test_tables_that_were_in_order_before_the_registers_were_read_may_be_gone_after(
+    guest: SyntheticGuest, isolated: bool
+) -> None:
+    """A process that ends between the two readings leaves anything at all where its tables were."""
+    on = PROCESS_ROOT + 0x1000 * isolated
+    if isolated:
+        isolate(guest)
+    seen = guest.open()
+    before = seen.tables_in_order()
+    exit_process(guest)
+    guest.poke(PROCESS_ROOT, b"\x67" * 8192)
+    there = seen.refresh([guest.cpu(on)])
+    assert look(there)["cpu_tables"] == {"cpu 0": ""}
+    fact = look(there.with_tables(before))
+    assert fact["cpu_tables"] == {"cpu 0": "gone"} and fact["findings"] == []
+    assert look(there.with_tables(seen.tables_in_order()))["cpu_tables"] == {"cpu 0": ""}
+
+
+@pytest.mark.parametrize("isolated", [False, True])
+def test_tables_that_were_not_in_order_before_are_nobodys_after(
+    guest: SyntheticGuest, isolated: bool
+) -> None:
+    """To take one's process off the list in between hides no kernel half of its own, and no user half."""
+    on = PROCESS_ROOT + 0x1000 * isolated
+    if isolated:
+        isolate(guest)
+    guest.word(on + 8 * 300, 0x1A0_0000 | 3)
+    seen = guest.open()
+    before = seen.tables_in_order()
+    exit_process(guest)
+    assert look(seen.refresh([guest.cpu(on)]).with_tables(before))["cpu_tables"] == {"cpu 0": ""}
+
+
+def test_tables_that_somebody_has_are_compared_whatever_they_were_before(guest: SyntheticGuest) -> None:
+    seen = guest.open()
+    before = seen.tables_in_order()
+    assert PROCESS_ROOT in before
+    guest.poke(0x1A0_0000, bytes(guest.ram[guest.root : guest.root + 4096]))
+    guest.word(PROCESS_ROOT + 8 * 300, 0x1A0_0000 | 3)
+    fact = look(seen.refresh(guest.cpus).with_tables(before))
+    assert {each["root"] for each in fact["findings"]} == {"task 1 (init)"}
+
+
+def test_of_lists_that_cannot_be_followed_no_tables_were_in_order(guest: SyntheticGuest) -> None:
+    seen = guest.open()
+    guest.word(guest.tasks[0] + 0x20, 0xDEAD)
+    assert seen.tables_in_order() == frozenset()
+
+
+def exit_process(guest: SyntheticGuest) -> None:
+    """Both tasks share page tables, and lose them as those do that exit."""
+    for task in guest.tasks:
+        guest.word(task + 0x38, 0)
+
+
 def test_of_very_many_processes_those_that_run_are_all_known_and_compared() -> None:
     """However many there are, tables of nobody's are told apart, and no draw spares what a processor runs."""
     guest = SyntheticGuest()
