@@ -9,10 +9,14 @@ from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from affiant.kernel.bpf_programs.survey import Survey
 from affiant.kernel.machine.memory import MemoryFault
+from affiant.kernel.objects.program import KernelProgram
+from affiant.kernel.walks.known_walks import looked_through
 from affiant.kernel.walks.lists import list_entries
+from affiant.kernel.walks.snapshot import Snapshot
 from affiant.model.errors import MalformedError
 
 __all__ = ["survey_descriptors"]
@@ -26,6 +30,7 @@ _PROGRAMS: Final = ("bpf_prog_fops",)
 _LINKS: Final = ("bpf_link_fops", "bpf_link_fops_poll")
 _EVENTS: Final = ("perf_fops",)
 _MOST_TASKS: Final = 1 << 16
+_LONGEST_NAME: Final = 16  # TASK_COMM_LEN
 _MOST_DESCRIPTORS: Final = 1 << 20  # of all processes; 8 MiB
 
 
@@ -41,18 +46,9 @@ def survey_descriptors(survey: Survey) -> None:
         for name in names
         if (address := program.find(name)) is not None
     }
-    owners: list[str] = []
-    files: list[np.ndarray[tuple[int], np.dtype[np.uint64]]] = []
-    counts: list[int] = []
-    for owner, table in _tables(survey):
-        held = np.frombuffer(table, dtype="<u8")
-        held = held[held != 0]
-        owners.append(owner)
-        files.append(held)
-        counts.append(len(held))
-    if not files:
+    owners, counts, every = looked_through(survey.memory, _open_files)
+    if not owners:
         return
-    every = np.concatenate(files)
     of = np.repeat(np.arange(len(owners)), counts)
     places = every + np.uint64(program.offset(_FILE, "f_op"))
     space = survey.kernel.kernel_space
@@ -79,29 +75,47 @@ def _note(survey: Survey, kind: str, file: int, owner: str) -> None:
         pass  # closed meanwhile
 
 
-def _tables(survey: Survey) -> Iterator[tuple[str, bytes]]:
+def _open_files(
+    program: KernelProgram, memory: Snapshot
+) -> tuple[tuple[str, ...], tuple[int, ...], NDArray[np.uint64]]:
+    """Return the names of all processes, how many open files each has, and the pointers to these files."""
+    owners: list[str] = []
+    files: list[NDArray[np.uint64]] = [np.empty(0, dtype=np.uint64)]
+    for owner, table in _tables(program, memory):
+        held = np.frombuffer(table, dtype="<u8").astype(np.uint64, copy=False)
+        owners.append(owner)
+        files.append(held[held != 0])
+    return tuple(owners), tuple(len(held) for held in files[1:]), np.concatenate(files)
+
+
+def _tables(program: KernelProgram, memory: Snapshot) -> Iterator[tuple[str, bytes]]:
     """Yield the name of each process with the pointers to its open files."""
-    program = survey.program
     link = program.offset(_TASK, "tasks")
     head = program.address("init_task") + link
     left = _MOST_DESCRIPTORS
     listed = 0
-    for task in list_entries(survey.memory, head, offset=link, maximum=_MOST_TASKS):
+
+    def integer(kind: str, address: int, path: str) -> int:
+        member = program.member(kind, path)
+        return int.from_bytes(memory.read(address + member.offset, member.size), "little")
+
+    for task in list_entries(memory, head, offset=link, maximum=_MOST_TASKS):
         listed += 1
-        survey.memory.budget.step()
+        memory.budget.step()
         try:
-            files = survey.integer(_TASK, task, "files")
+            files = integer(_TASK, task, "files")
             if not files:
                 continue
-            table = survey.integer(_FILES, files, "fdt")
-            count = survey.integer(_TABLE, table, "max_fds")
+            table = integer(_FILES, files, "fdt")
+            count = integer(_TABLE, table, "max_fds")
             left -= count
             if left < 0:
                 raise MalformedError(f"processes have more than {_MOST_DESCRIPTORS} descriptors")
-            name = survey.text(task + program.offset(_TASK, "comm"))
-            pid = survey.integer(_TASK, task, "pid")
-            first = survey.integer(_TABLE, table, "fd")
-            yield f"process {pid} ({name})", survey.memory.read(first, 8 * count)
+            told = memory.text(task + program.offset(_TASK, "comm"), _LONGEST_NAME)
+            name = told.decode("utf-8", "backslashreplace")
+            pid = integer(_TASK, task, "pid")
+            first = integer(_TABLE, table, "fd")
+            yield f"process {pid} ({name})", memory.read(first, 8 * count)
         except MemoryFault:
             continue  # it ends meanwhile
     if not listed:

@@ -11,8 +11,11 @@ from typing import Final
 
 from affiant.kernel.bpf_programs.program_lists import program_array
 from affiant.kernel.bpf_programs.survey import Survey
+from affiant.kernel.objects.program import KernelProgram
 from affiant.kernel.tracing.perf_events import read_perf_events
+from affiant.kernel.walks.known_walks import looked_through
 from affiant.kernel.walks.lists import list_entries
+from affiant.kernel.walks.snapshot import Snapshot
 from affiant.model.errors import MalformedError
 
 __all__ = ["survey_perf_events", "survey_trace_events", "survey_tracepoints"]
@@ -57,14 +60,26 @@ def survey_trace_events(survey: Survey) -> None:
     head = program.find("ftrace_events")
     if head is None or not program.has(_CALL, "prog_array"):
         return
-    link, place = program.offset(_CALL, "list"), program.offset(_CALL, "prog_array")
-    for call in list_entries(survey.memory, head, offset=link, maximum=_MOST_EVENTS):
-        survey.looked += 1
-        array = survey.memory.word(call + place)
-        if array:
-            _programs_of(survey, call, array)
+    survey.looked, used = looked_through(survey.memory, _used_events, head)
+    for call, array in used:
+        _programs_of(survey, call, array)
     if not survey.looked:
         raise MalformedError("the kernel's list of trace events is empty")
+
+
+def _used_events(
+    program: KernelProgram, memory: Snapshot, head: int
+) -> tuple[int, tuple[tuple[int, int], ...]]:
+    """Return how many trace events are on the list, and those that have an array of programs, with it."""
+    link, place = program.offset(_CALL, "list"), program.offset(_CALL, "prog_array")
+    looked = 0
+    used: list[tuple[int, int]] = []
+    for call in list_entries(memory, head, offset=link, maximum=_MOST_EVENTS):
+        looked += 1
+        array = memory.word(call + place)
+        if array:
+            used.append((call, array))
+    return looked, tuple(used)
 
 
 def _programs_of(survey: Survey, call: int, array: int) -> None:

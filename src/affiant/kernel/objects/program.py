@@ -19,8 +19,6 @@ from typing import TYPE_CHECKING, Final, TypeVar, cast
 from weakref import ref
 
 import drgn
-import numpy as np
-from numpy.typing import NDArray
 
 from affiant.kernel.machine.memory import GuestMemory, MemoryFault, SegmentReader
 from affiant.kernel.machine.paging import AddressSpace
@@ -127,8 +125,8 @@ class KernelProgram:
         self._parsed: dict[tuple[object, int], tuple[bytes, object]] = {}
         self.space = AddressSpace(memory, location.root, location.levels)
         """The kernel's own page tables."""
-        self.walks: dict[object, tuple[NDArray[np.uint64], NDArray[np.uint64], object]] = {}
-        """Walks that were done (`known_walks`): the words that each has read, and what it found."""
+        self.walks: dict[object, object] = {}
+        """Walks that were done: what `known_walks` remembers of each."""
         self.isolates = False
         """Whether the kernel was ever seen with page tables of their own for user mode."""
         self.lists: dict[int, tuple[int, ...]] = {}

@@ -14,6 +14,7 @@ from typing import Final
 from affiant.kernel.machine.memory import MemoryFault
 from affiant.kernel.objects.program import KernelProgram
 from affiant.kernel.walks.elements import make_walk
+from affiant.kernel.walks.known_walks import looked_through
 from affiant.kernel.walks.places import named_type
 from affiant.kernel.walks.snapshot import Budget, Snapshot
 from affiant.model.errors import MalformedError
@@ -51,17 +52,20 @@ def read_process_ids(program: KernelProgram) -> tuple[ProcessId, ...]:
     no such tree or it takes too long, MalformedError or MemoryFault when it cannot be followed to its end
     three times in a row.
     """
-    walk = make_walk(program, _IDS, named_type(program, _IDS.element), vcpus=1)
     budget = Budget(seconds=_SECONDS, clock=time.thread_time)
     for attempt in range(_ATTEMPTS):
         budget.again()
-        memory = Snapshot(program, budget)
         try:
-            return tuple(_processes(program, memory, walk(memory)))
+            return looked_through(Snapshot(program, budget), _every_process)
         except (MemoryFault, MalformedError):
             if attempt + 1 == _ATTEMPTS:
                 raise
     raise AssertionError("unreachable")  # pragma: no cover
+
+
+def _every_process(program: KernelProgram, memory: Snapshot) -> tuple[ProcessId, ...]:
+    walk = make_walk(program, _IDS, named_type(program, _IDS.element), vcpus=1)
+    return tuple(_processes(program, memory, walk(memory)))
 
 
 def _processes(

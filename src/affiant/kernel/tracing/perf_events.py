@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from affiant.kernel.objects.program import KernelProgram
 from affiant.kernel.walks.elements import make_walk, processors
+from affiant.kernel.walks.known_walks import looked_through
 from affiant.kernel.walks.lists import list_entries
 from affiant.kernel.walks.places import named_type
 from affiant.kernel.walks.snapshot import Snapshot
@@ -72,7 +73,11 @@ def read_perf_events(kernel: RunningKernel, memory: Snapshot) -> PerfLook:
     program = kernel.program
     if not program.has_type(_EVENT) or program.find("perf_sched_events") is None:
         return PerfLook(0, ())
-    contexts = dict(_of_processors(kernel, memory))
+    return looked_through(memory, _every_event, vcpus=len(kernel.cpus))
+
+
+def _every_event(program: KernelProgram, memory: Snapshot, *, vcpus: int) -> PerfLook:
+    contexts = dict(_of_processors(program, memory, vcpus))
     contexts |= dict(_of_tasks(program, memory))
     events: dict[int, PerfEvent] = {}
     for context, where in contexts.items():
@@ -94,14 +99,13 @@ def _event(program: KernelProgram, memory: Snapshot, address: int, where: str) -
     return PerfEvent(where, address, handler, held, call)
 
 
-def _of_processors(kernel: RunningKernel, memory: Snapshot) -> Iterator[tuple[int, str]]:
-    program = kernel.program
+def _of_processors(program: KernelProgram, memory: Snapshot, vcpus: int) -> Iterator[tuple[int, str]]:
     inner = program.offset(_CPU_CONTEXT, "ctx")
     common = program.find("perf_cpu_context")
     # One context for each kind of counter until Linux 6.2 (commit bd2756811766).
     instances = _of_pmus(program, memory) if common is None else {common}
     offsets = program.address("__per_cpu_offset")
-    for number in processors(program, memory, vcpus=len(kernel.cpus)):
+    for number in processors(program, memory, vcpus=vcpus):
         distance = memory.word(offsets + 8 * number)
         for instance in instances:
             yield (instance + distance) % (1 << 64) + inner, f"CPU {number}"

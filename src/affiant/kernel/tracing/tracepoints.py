@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from affiant.kernel.machine.memory import MemoryFault
 from affiant.kernel.objects.program import KernelProgram
 from affiant.kernel.site_content.image import KernelImage
+from affiant.kernel.walks.known_walks import looked_through
 from affiant.kernel.walks.lists import list_entries
 from affiant.kernel.walks.snapshot import Snapshot
 from affiant.model.errors import MalformedError
@@ -118,7 +119,7 @@ class Tracepoints:
             for callback in _functions(program, memory, self._name(index), int(funcs[index]))
         ]
         count = len(self.addresses)
-        for name, held in _of_modules(program, memory):
+        for name, held in looked_through(memory, _in_modules):
             count += 1
             callbacks += _functions(program, memory, name, held) if held else ()
         changed = [change for pointers in self._linked for change in self._compare(*pointers)]
@@ -176,6 +177,10 @@ def _functions(program: KernelProgram, memory: Snapshot, name: str, first: int) 
             return
         yield Callback(name, function, data)
     raise MalformedError(f"the functions of tracepoint {name} have no end")
+
+
+def _in_modules(program: KernelProgram, memory: Snapshot) -> tuple[tuple[str, int], ...]:
+    return tuple(_of_modules(program, memory))
 
 
 def _of_modules(program: KernelProgram, memory: Snapshot) -> Iterator[tuple[str, int]]:

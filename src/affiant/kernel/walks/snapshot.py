@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from array import array
 from collections.abc import Callable
 from typing import Final
 
@@ -10,7 +11,7 @@ from affiant.kernel.machine.memory import PAGE_SIZE, MemoryFault
 from affiant.kernel.objects.program import KernelProgram
 from affiant.model.errors import UnavailableError
 
-__all__ = ["Budget", "NoTimeError", "Snapshot"]
+__all__ = ["Budget", "NoTimeError", "NotingSnapshot", "Snapshot"]
 
 _MOST_PAGES: Final = 1 << 16
 _MOST_KEPT: Final = 2048
@@ -66,9 +67,9 @@ class Snapshot:
     """
 
     def __init__(self, program: KernelProgram, budget: Budget) -> None:
-        self._program = program
-        self._pages: dict[int, bytes] = {}
+        self.program = program
         self.budget = budget
+        self._pages: dict[int, bytes] = {}
 
     def read(self, address: int, size: int) -> bytes:
         """Return `size` bytes at a virtual address of the kernel."""
@@ -105,8 +106,51 @@ class Snapshot:
         page = self._pages.get(address)
         if page is None:
             self.budget.page()
-            page = self._program.read(address, PAGE_SIZE)
+            page = self.program.read(address, PAGE_SIZE)
             if len(self._pages) >= _MOST_KEPT:
                 del self._pages[next(iter(self._pages))]
             self._pages[address] = page
         return page
+
+
+class NotingSnapshot(Snapshot):
+    """The same memory at the same moment as another snapshot, and a note of each byte that is read of it.
+
+    `addresses` and `sizes` are those of the reads, in their order. `whole` says whether all of them found
+    memory: of what is not there, there are no bytes to note.
+    """
+
+    def __init__(self, memory: Snapshot) -> None:
+        super().__init__(memory.program, memory.budget)
+        self._pages = memory._pages
+        self._plain = memory
+        self.addresses, self.sizes = array("Q"), array("Q")
+        self.whole = True
+
+    def read(self, address: int, size: int) -> bytes:
+        """Return `size` bytes at a virtual address of the kernel, and note them."""
+        try:
+            data = super().read(address, size)
+        except MemoryFault:
+            self.whole = False
+            raise
+        if size > 0:
+            self.addresses.append(address)
+            self.sizes.append(size)
+        return data
+
+    def text(self, address: int, size: int) -> bytes:
+        """Return the bytes before the first NUL, at most `size`, and note them and the NUL."""
+        try:
+            text = self._plain.text(address, size)
+        except MemoryFault:
+            self.whole = False
+            raise
+        if size > 0:
+            self.addresses.append(address)
+            self.sizes.append(min(len(text) + 1, size))
+        return text
+
+    def page(self, address: int) -> bytes | None:
+        """Return the page at an address as it was read, None if it is not kept any more."""
+        return self._pages.get(address)
