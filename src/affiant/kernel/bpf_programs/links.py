@@ -5,22 +5,14 @@ from __future__ import annotations
 from typing import Final
 
 from affiant.kernel.bpf_programs.survey import Survey
-from affiant.kernel.walks.elements import make_walk
-from affiant.kernel.walks.places import named_type
-from affiant.model.query import Path, Structure, WalkQuery
+from affiant.kernel.walks.idr import idr_elements
+from affiant.model.query import Path
 
 __all__ = ["listed_links", "survey_links"]
 
 _LINK: Final = "struct bpf_link"
-_LINKS: Final = WalkQuery(
-    name="links",
-    structure=Structure.XARRAY,
-    start=Path("link_idr", (), "struct idr"),
-    element=_LINK,
-    link=None,
-    fields=(),
-    most=65536,
-)
+_LINKS: Final = Path("link_idr", (), "struct idr")
+_MOST_LINKS: Final = 1 << 16
 
 
 def listed_links(survey: Survey) -> dict[int, int]:
@@ -31,8 +23,8 @@ def listed_links(survey: Survey) -> dict[int, int]:
     program = survey.program
     if program.find("link_idr") is None:
         return {}
-    walk = make_walk(program, _LINKS, named_type(program, _LINK), vcpus=1)
-    return {address: index or 0 for index, address in walk(survey.memory)}
+    elements = idr_elements(program, survey.memory, _LINKS, _LINK, most=_MOST_LINKS)
+    return {address: number for number, address in elements}
 
 
 def survey_links(survey: Survey) -> None:

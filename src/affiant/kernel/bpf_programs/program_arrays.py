@@ -5,24 +5,16 @@ from __future__ import annotations
 from typing import Final
 
 from affiant.kernel.bpf_programs.survey import Survey
-from affiant.kernel.walks.elements import make_walk
-from affiant.kernel.walks.places import named_type
+from affiant.kernel.walks.idr import idr_elements
 from affiant.model.errors import MalformedError
-from affiant.model.query import Path, Structure, WalkQuery
+from affiant.model.query import Path
 
 __all__ = ["survey_program_arrays"]
 
 _MAP: Final = "struct bpf_map"
 _ARRAY: Final = "struct bpf_array"
-_MAPS: Final = WalkQuery(
-    name="maps",
-    structure=Structure.XARRAY,
-    start=Path("map_idr", (), "struct idr"),
-    element=_MAP,
-    link=None,
-    fields=(),
-    most=65536,
-)
+_MAPS: Final = Path("map_idr", (), "struct idr")
+_MOST_MAPS: Final = 1 << 16
 _MOST_SLOTS: Final = 1 << 18  # of all maps together; 2 MiB
 
 
@@ -32,9 +24,8 @@ def survey_program_arrays(survey: Survey) -> None:
     if program.find("map_idr") is None:
         return
     wanted = program.constant("BPF_MAP_TYPE_PROG_ARRAY")
-    walk = make_walk(program, _MAPS, named_type(program, _MAP), vcpus=1)
     slots = 0
-    for index, address in walk(survey.memory):
+    for index, address in idr_elements(program, survey.memory, _MAPS, _MAP, most=_MOST_MAPS):
         if survey.integer(_MAP, address, "map_type") != wanted:
             continue
         count = survey.integer(_MAP, address, "max_entries")

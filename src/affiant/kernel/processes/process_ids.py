@@ -13,26 +13,19 @@ from typing import Final
 
 from affiant.kernel.machine.memory import MemoryFault
 from affiant.kernel.objects.program import KernelProgram
-from affiant.kernel.walks.elements import make_walk
+from affiant.kernel.walks.idr import idr_elements
 from affiant.kernel.walks.known_walks import looked_through
-from affiant.kernel.walks.places import named_type
 from affiant.kernel.walks.snapshot import Budget, Snapshot
 from affiant.model.errors import MalformedError
-from affiant.model.query import Path, Structure, WalkQuery
+from affiant.model.query import Path
 
 __all__ = ["ProcessId", "read_process_ids"]
 
-_IDS: Final = WalkQuery(
-    name="process ids",
-    structure=Structure.XARRAY,
-    start=Path("init_pid_ns", ("idr",), "struct pid_namespace"),
-    element="struct pid",
-    link=None,
-    fields=(),
-    most=1 << 16,
-)
+_IDS: Final = Path("init_pid_ns", ("idr",), "struct pid_namespace")
+_MOST_IDS: Final = 1 << 16
 _SECONDS: Final = 1.0  # of this thread's processor time
 _ATTEMPTS: Final = 3
+_PID: Final = "struct pid"
 _HLIST_NODE: Final = "struct hlist_node"
 
 
@@ -64,21 +57,19 @@ def read_process_ids(program: KernelProgram) -> tuple[ProcessId, ...]:
 
 
 def _every_process(program: KernelProgram, memory: Snapshot) -> tuple[ProcessId, ...]:
-    walk = make_walk(program, _IDS, named_type(program, _IDS.element), vcpus=1)
-    return tuple(_processes(program, memory, walk(memory)))
+    return tuple(_processes(program, memory))
 
 
-def _processes(
-    program: KernelProgram, memory: Snapshot, ids: Iterator[tuple[int | None, int]]
-) -> Iterator[ProcessId]:
+def _processes(program: KernelProgram, memory: Snapshot) -> Iterator[ProcessId]:
+    ids = idr_elements(program, memory, _IDS, _PID, most=_MOST_IDS)
     # struct pid.tasks[PIDTYPE_TGID] heads the list of processes that have this id: one, or none.
     kind = program.constant("PIDTYPE_TGID")
-    head = program.offset("struct pid", "tasks") + 8 * kind
+    head = program.offset(_PID, "tasks") + 8 * kind
     link = program.offset("struct task_struct", "pid_links") + program.size(_HLIST_NODE) * kind
     name = program.offset("struct task_struct", "comm")
     for number, address in ids:
         first = memory.word(address + head)
-        if first and number is not None:
+        if first:
             task = (first - link) % (1 << 64)
             told = memory.text((task + name) % (1 << 64), 16).decode("utf-8", "backslashreplace")
             yield ProcessId(number, task, told)

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from affiant.kernel.objects.program import KernelProgram
-from affiant.kernel.walks.elements import make_walk, processors
+from affiant.kernel.walks.elements import processors
+from affiant.kernel.walks.idr import idr_elements
 from affiant.kernel.walks.known_walks import looked_through
 from affiant.kernel.walks.lists import list_entries
-from affiant.kernel.walks.places import named_type
 from affiant.kernel.walks.snapshot import Snapshot
 from affiant.model.errors import MalformedError
-from affiant.model.query import Path, Structure, WalkQuery
+from affiant.model.query import Path
 
 if TYPE_CHECKING:
     from affiant.kernel.running_kernel import RunningKernel
@@ -30,15 +30,8 @@ _CPU_CONTEXT: Final = "struct perf_cpu_context"
 _PMU: Final = "struct pmu"
 _TASK: Final = "struct task_struct"
 _SIGNALS: Final = "struct signal_struct"
-_PMUS: Final = WalkQuery(
-    name="pmus",
-    structure=Structure.XARRAY,
-    start=Path("pmu_idr", (), "struct idr"),
-    element=_PMU,
-    link=None,
-    fields=(),
-    most=1024,
-)
+_PMUS: Final = Path("pmu_idr", (), "struct idr")
+_MOST_PMUS: Final = 1024
 _MOST_EVENTS: Final = 1 << 16
 _MOST_TASKS: Final = 1 << 16
 
@@ -113,8 +106,7 @@ def _of_processors(program: KernelProgram, memory: Snapshot, vcpus: int) -> Iter
 
 def _of_pmus(program: KernelProgram, memory: Snapshot) -> set[int]:
     """Return the per-CPU contexts of all kinds of counters; those of software share theirs."""
-    walk = make_walk(program, _PMUS, named_type(program, _PMU), vcpus=1)
-    kinds = [address for _, address in walk(memory)]
+    kinds = [address for _, address in idr_elements(program, memory, _PMUS, _PMU, most=_MOST_PMUS)]
     software = program.find("perf_swevent")
     if software is not None:
         kinds.append(software)

@@ -7,6 +7,7 @@
     places            a path of members against the reference's types: offsets, and pointers to follow
     readings          from a place to one value as JSON
     elements          the elements of whatever structure a query describes
+    idr               what the kernel gave ids to, by them
 
 Promised: every walk ends. One that meets a cycle, an element too many or a wild pointer raises, and what it
 found until then never looks like the whole.
