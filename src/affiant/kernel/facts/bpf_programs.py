@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from affiant.kernel.bpf_programs.listed import ListedProgram
 from affiant.kernel.bpf_programs.look import BpfLook, Unlisted, read_bpf_programs
+from affiant.kernel.facts.as_json import Json, bounded
 from affiant.kernel.guest import Guest
 
 __all__ = ["BPF_PROGRAMS_FIELDS", "BpfProgramsFact", "bpf_programs"]
 
-Json = Any  # what json.dumps accepts; scripts check the shape themselves
-_LONGEST_LIST: Final = 256
-_LONGEST_INVENTORY: Final = 1024
+_MOST_PROGRAMS: Final = 1024
 _MOST_USES: Final = 32
 _MOST_CALLS: Final = 64
 
@@ -54,14 +53,11 @@ class BpfProgramsFact:
         return {
             "count": len(look.programs),
             "links": look.links,
-            "programs": [_program(each) for each in look.programs[:_LONGEST_INVENTORY]],
-            "programs_left_out": max(0, len(look.programs) - _LONGEST_INVENTORY),
+            **bounded("programs", look.programs, _program, most=_MOST_PROGRAMS),
             "effects": dict(sorted(effects.items())),
             "looked": dict(look.looked),
-            "unlisted": [_unlisted(each) for each in look.unlisted[:_LONGEST_LIST]],
-            "unlisted_left_out": max(0, len(look.unlisted) - _LONGEST_LIST),
-            "settling": [_unlisted(each) for each in look.settling[:_LONGEST_LIST]],
-            "settling_left_out": max(0, len(look.settling) - _LONGEST_LIST),
+            **bounded("unlisted", look.unlisted, _unlisted),
+            **bounded("settling", look.settling, _unlisted),
             "unread": dict(look.unread),
         }
 

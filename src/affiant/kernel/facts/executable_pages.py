@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+from affiant.kernel.facts.as_json import Json, bounded
 from affiant.kernel.guest import Guest
 from affiant.kernel.page_content.claim import Fault
 from affiant.kernel.page_content.look import PageContent, read_page_content
@@ -12,8 +12,6 @@ from affiant.kernel.site_content.instructions import disassemble
 
 __all__ = ["EXECUTABLE_PAGES_FIELDS", "ExecutablePagesFact", "executable_pages"]
 
-Json = Any  # what json.dumps accepts; scripts check the shape themselves
-_LONGEST_LIST = 256
 _INSTRUCTIONS = 6
 
 EXECUTABLE_PAGES_FIELDS = {
@@ -40,7 +38,6 @@ class ExecutablePagesFact:
     def to_json(self) -> dict[str, Json]:
         """Return the fact `executable_pages`."""
         look = self.look
-        found, settling = [_fault(each) for each in look.faults], [_fault(each) for each in look.settling]
         return {
             "pages": look.pages,
             "traps": look.traps,
@@ -54,10 +51,8 @@ class ExecutablePagesFact:
                 for kind, owner in look.owners.items()
             },
             "modules": dict(look.modules),
-            "findings": found[:_LONGEST_LIST],
-            "findings_left_out": max(0, len(found) - _LONGEST_LIST),
-            "settling": settling[:_LONGEST_LIST],
-            "settling_left_out": max(0, len(settling) - _LONGEST_LIST),
+            **bounded("findings", look.faults, _fault),
+            **bounded("settling", look.settling, _fault),
             "unread": dict(look.unread),
         }
 

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
 
+from affiant.kernel.comparison.difference import Difference
+from affiant.kernel.cpu_state.deviation import Deviation
 from affiant.kernel.cpu_state.look import CpuLook, read_cpu_state
+from affiant.kernel.facts.as_json import LONGEST_INVENTORY, Json, bounded
 from affiant.kernel.guest import Guest
 from affiant.kernel.modules.look import ModuleCodeLook, read_module_code
-from affiant.kernel.page_tables.page_rights import PageRights, read_page_rights
+from affiant.kernel.modules.verdict import ModuleCode
+from affiant.kernel.page_tables.page_rights import PageRights, RightsFinding, read_page_rights
 from affiant.kernel.site_content.instructions import disassemble
 
 __all__ = [
@@ -27,9 +30,8 @@ __all__ = [
     "page_rights",
 ]
 
-Json = Any  # what json.dumps accepts; scripts check the shape themselves
-_LONGEST_LIST = 256
-_LONGEST_INVENTORY = 8192
+
+_INSTRUCTIONS = 4
 
 PAGE_RIGHTS_FIELDS = {
     "booting": "whether the kernel says that it still boots, and has not protected its pages yet",
@@ -84,42 +86,13 @@ class ModuleCodeFact:
 
     def to_json(self) -> dict[str, Json]:
         """Return the fact `module_code`."""
-        modules = [
-            {
-                "name": code.name,
-                "verdict": code.verdict,
-                "base": hex(code.base),
-                "compared_bytes": code.compared,
-                "by_class": dict(code.by_class),
-                "hooks": code.hooks,
-                "digest": code.digest,
-                "reason": code.reason,
-                "taints": code.taints,
-                "sig_ok": code.signature_ok,
-            }
-            for code in self.look.modules
-        ]
-        found = [
-            {
-                "module": code.name,
-                "address": hex(run.address),
-                "length": run.length,
-                "expected": run.expected.hex(),
-                "found": run.found.hex(),
-                "site": run.site,
-                "reason": run.reason,
-                "instructions": list(disassemble(run.found, run.address, most=4)),
-            }
-            for code in self.look.modules
-            for run in code.differences
-        ]
+        modules = self.look.modules
+        differences = [(code.name, run) for code in modules for run in code.differences]
         return {
             "references": self.look.references,
-            "compared_bytes": sum(code.compared for code in self.look.modules),
-            "modules": modules[:_LONGEST_INVENTORY],
-            "modules_left_out": max(0, len(modules) - _LONGEST_INVENTORY),
-            "differences": found[:_LONGEST_LIST],
-            "differences_left_out": max(0, len(found) - _LONGEST_LIST),
+            "compared_bytes": sum(code.compared for code in modules),
+            **bounded("modules", modules, _module, most=LONGEST_INVENTORY),
+            **bounded("differences", differences, _difference),
         }
 
 
@@ -132,17 +105,6 @@ class PageRightsFact:
     def to_json(self) -> dict[str, Json]:
         """Return the fact `page_rights`."""
         view = self.view
-        found = [
-            {
-                "what": finding.what,
-                "address": hex(finding.address),
-                "pages": finding.pages,
-                "physical": hex(finding.physical),
-                "root": finding.root,
-                "meaning": finding.meaning,
-            }
-            for finding in view.findings
-        ]
         return {
             "booting": view.booting,
             "roots": dict(view.roots),
@@ -153,9 +115,8 @@ class PageRightsFact:
             "unread_tables": view.unread_tables,
             "executable_pages": dict(view.executable_pages),
             "protected_pages": view.protected_pages,
-            "findings": found[:_LONGEST_LIST],
+            **bounded("findings", view.findings, _finding, left_out=view.left_out),
             "findings_by_kind": dict(Counter(finding.what for finding in view.findings)),
-            "findings_left_out": view.left_out + max(0, len(found) - _LONGEST_LIST),
         }
 
 
@@ -168,7 +129,6 @@ class CpuStateFact:
     def to_json(self) -> dict[str, Json]:
         """Return the fact `cpu_state`."""
         look = self.look
-        found = [deviation.to_json() for deviation in look.deviations]
         return {
             "booting": look.booting,
             "count": look.count,
@@ -177,8 +137,7 @@ class CpuStateFact:
             "checked": dict(look.checked),
             "unread": dict(look.unread),
             "required_cr4": hex(look.required_cr4),
-            "deviations": found[:_LONGEST_LIST],
-            "deviations_left_out": max(0, len(found) - _LONGEST_LIST),
+            **bounded("deviations", look.deviations, Deviation.to_json),
         }
 
 
@@ -195,3 +154,43 @@ def cpu_state(guest: Guest, now: float) -> CpuStateFact:
 def module_code(guest: Guest, now: float) -> ModuleCodeFact:
     """Read the fact `module_code`."""
     return ModuleCodeFact(read_module_code(guest, guest.module_judge, now=now))
+
+
+def _module(code: ModuleCode) -> dict[str, Json]:
+    return {
+        "name": code.name,
+        "verdict": code.verdict,
+        "base": hex(code.base),
+        "compared_bytes": code.compared,
+        "by_class": dict(code.by_class),
+        "hooks": code.hooks,
+        "digest": code.digest,
+        "reason": code.reason,
+        "taints": code.taints,
+        "sig_ok": code.signature_ok,
+    }
+
+
+def _difference(found: tuple[str, Difference]) -> dict[str, Json]:
+    module, run = found
+    return {
+        "module": module,
+        "address": hex(run.address),
+        "length": run.length,
+        "expected": run.expected.hex(),
+        "found": run.found.hex(),
+        "site": run.site,
+        "reason": run.reason,
+        "instructions": list(disassemble(run.found, run.address, most=_INSTRUCTIONS)),
+    }
+
+
+def _finding(finding: RightsFinding) -> dict[str, Json]:
+    return {
+        "what": finding.what,
+        "address": hex(finding.address),
+        "pages": finding.pages,
+        "physical": hex(finding.physical),
+        "root": finding.root,
+        "meaning": finding.meaning,
+    }

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from affiant.kernel.facts.as_json import LONGEST_INVENTORY
 from affiant.kernel.facts.bpf_programs import BPF_PROGRAMS_FIELDS, bpf_programs
 from affiant.kernel.facts.executable_pages import EXECUTABLE_PAGES_FIELDS, executable_pages
 from affiant.kernel.facts.kernel_code import COMPARISON_FIELDS, kernel_rodata, kernel_text
@@ -26,7 +27,6 @@ from affiant.kernel.facts.protection import (
 from affiant.kernel.facts.system_registers import SYSTEM_REGISTERS_FIELDS, system_registers
 from affiant.kernel.facts.trace_callbacks import TRACE_CALLBACKS_FIELDS, trace_callbacks
 from affiant.kernel.facts.values import (
-    MOST_INVENTORY,
     CpuRegisters,
     Fact,
     KernelIdentity,
@@ -102,8 +102,8 @@ def _modules(guest: Guest, now: float) -> Fact:
     view = read_modules(
         guest.memory, guest.kernel_space, guest.program, guest.patience, vcpus=len(guest.cpus), now=now
     )
-    if len(view.listed) > MOST_INVENTORY:
-        raise UnavailableError(f"more than {MOST_INVENTORY} modules are listed")
+    if len(view.listed) > LONGEST_INVENTORY:
+        raise UnavailableError(f"more than {LONGEST_INVENTORY} modules are listed")
     return Modules(view)
 
 

@@ -6,16 +6,15 @@ Keys that scripts rely on are documented with the fact's definition. Lists hold 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+from affiant.kernel.cpu_state.deviation import Deviation
 from affiant.kernel.cpu_state.saved_look import SavedLook, read_saved_cpus
+from affiant.kernel.facts.as_json import Json, bounded
 from affiant.kernel.guest import Guest
 from affiant.kernel.machine.saved_cpu import SavedCpu
 
 __all__ = ["SYSTEM_REGISTERS_FIELDS", "SystemRegistersFact", "system_registers"]
 
-Json = Any  # what json.dumps accepts; scripts check the shape themselves
-_LONGEST_LIST = 256
 
 SYSTEM_REGISTERS_FIELDS = {
     "booting": "whether the kernel says that it still boots",
@@ -42,7 +41,6 @@ class SystemRegistersFact:
     def to_json(self) -> dict[str, Json]:
         """Return the fact `system_registers`."""
         look = self.look
-        found = [deviation.to_json() for deviation in look.deviations]
         return {
             "booting": look.booting,
             "age_ms": round(1000 * look.age),
@@ -51,10 +49,8 @@ class SystemRegistersFact:
             "starting": list(look.starting),
             "checked": dict(look.checked),
             "unread": dict(look.unread),
-            "registers": [_registers(cpu) for cpu in look.saved[:_LONGEST_LIST]],
-            "registers_left_out": max(0, len(look.saved) - _LONGEST_LIST),
-            "deviations": found[:_LONGEST_LIST],
-            "deviations_left_out": max(0, len(found) - _LONGEST_LIST),
+            **bounded("registers", look.saved, _registers),
+            **bounded("deviations", look.deviations, Deviation.to_json),
         }
 
 

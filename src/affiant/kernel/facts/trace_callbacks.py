@@ -6,22 +6,21 @@ import time
 from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
+from affiant.kernel.facts.as_json import Json, bounded
 from affiant.kernel.guest import Guest
 from affiant.kernel.machine.memory import MemoryFault
 from affiant.kernel.modules.loaded import listed_modules
 from affiant.kernel.tracing.perf_events import PerfEvent, PerfLook, read_perf_events
-from affiant.kernel.tracing.tracepoints import TracepointLook
+from affiant.kernel.tracing.tracepoints import ChangedPointer, TracepointLook
 from affiant.kernel.walks.snapshot import Budget, Snapshot
 from affiant.model.errors import MalformedError
 
 __all__ = ["TRACE_CALLBACKS_FIELDS", "TraceCallbacksFact", "trace_callbacks"]
 
-Json = Any  # what json.dumps accepts; scripts check the shape themselves
-_LONGEST_LIST: Final = 256
 _ATTEMPTS: Final = 3
 _SECONDS: Final = 1.0  # of this thread's processor time
 _TOLD_LAST: Final = ("module text", "function")
@@ -58,31 +57,21 @@ class TraceCallbacksFact:
                 _count(called, ("perf event", f"of {event.where}", event.handler))
         # What is strange must be among those that are told, however much modules have called.
         entries = sorted(called.items(), key=lambda each: (self._rank(each[0][2]), each[0]))
-        changed = self.tracepoints.changed
         return {
             "tracepoints": self.tracepoints.tracepoints,
             "pointers": self.tracepoints.compared,
             "contexts": self.events.contexts,
             "events": len(self.events.events),
-            "callbacks": [self._callback(*key, count) for key, count in entries[:_LONGEST_LIST]],
-            "callbacks_left_out": max(0, len(entries) - _LONGEST_LIST),
-            "changed": [
-                {
-                    "place": each.place,
-                    "address": hex(each.address),
-                    "expected": hex(each.expected),
-                    "found": hex(each.found),
-                }
-                for each in changed[:_LONGEST_LIST]
-            ],
-            "changed_left_out": max(0, len(changed) - _LONGEST_LIST),
+            **bounded("callbacks", entries, self._callback),
+            **bounded("changed", self.tracepoints.changed, _changed),
         }
 
     def _rank(self, function: int) -> int:
         kind = self.kinds[function][0]
         return 1 + _TOLD_LAST.index(kind) if kind in _TOLD_LAST else 0
 
-    def _callback(self, via: str, where: str, function: int, count: int) -> dict[str, Json]:
+    def _callback(self, counted: tuple[tuple[str, str, int], int]) -> dict[str, Json]:
+        (via, where, function), count = counted
         kind, owner, symbol = self.kinds[function]
         return {
             "via": via,
@@ -93,6 +82,15 @@ class TraceCallbacksFact:
             "symbol": symbol,
             "count": count,
         }
+
+
+def _changed(pointer: ChangedPointer) -> dict[str, Json]:
+    return {
+        "place": pointer.place,
+        "address": hex(pointer.address),
+        "expected": hex(pointer.expected),
+        "found": hex(pointer.found),
+    }
 
 
 def trace_callbacks(guest: Guest, _now: float) -> TraceCallbacksFact:

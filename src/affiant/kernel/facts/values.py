@@ -1,7 +1,6 @@
 """The values that facts are, and their JSON.
 
-`to_json` gives a fact to scripts: string keys, integers within 53 bits, everything larger (addresses
-above all) as `0x` strings, bytes as hex. Lists that grow with tampering hold at most 256 entries;
+`to_json` gives a fact to scripts (`as_json`): lists that grow with tampering hold at most 256 entries, and
 `<list>_left_out` counts the others.
 """
 
@@ -9,20 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from affiant.kernel.comparison.difference import Difference, Hook
 from affiant.kernel.comparison.text import RegionComparison
-from affiant.kernel.kernel_image.syscalls import SyscallTable
+from affiant.kernel.facts.as_json import LONGEST_INVENTORY, Json, bounded
+from affiant.kernel.kernel_image.syscalls import SyscallTable, WrongEntry
 from affiant.kernel.machine.cpu import CpuState
 from affiant.kernel.machine.memory import PAGE_SIZE
+from affiant.kernel.machine.paging import Extent
 from affiant.kernel.modules.loaded import ModuleView, Stranger
 from affiant.kernel.page_tables.executable_pages import UnownedRange
 from affiant.kernel.processes.process_ids import ProcessId
-from affiant.kernel.processes.tasks import TaskView
+from affiant.kernel.processes.tasks import Task, TaskView
 
 __all__ = [
-    "MOST_INVENTORY",
     "CpuRegisters",
     "Fact",
     "KernelCode",
@@ -33,11 +33,6 @@ __all__ = [
     "Unavailable",
 ]
 
-Json = Any  # what json.dumps accepts; scripts check the shape themselves
-MOST_INVENTORY = 8192
-"""Entries of a list that is an inventory (tasks, modules)."""
-
-_LONGEST_LIST = 256
 _MOST_FORMS = 8  # forms of a patch site that are told
 
 
@@ -104,6 +99,8 @@ class KernelCode:
 
     def to_json(self) -> dict[str, Json]:
         """Return the fact `kernel_text` or `kernel_rodata`."""
+        hooks = [hook for comparison in self.comparisons for hook in comparison.hooks]
+        settling = [run for comparison in self.comparisons for run in comparison.passing]
         unexplained = [run for comparison in self.comparisons for run in comparison.unexplained]
         displaced = [run for comparison in self.comparisons for run in comparison.displaced]
         left_out = sum(comparison.left_out for comparison in self.comparisons)
@@ -120,22 +117,11 @@ class KernelCode:
             "unchecked_classes": sorted({name for each in self.comparisons for name in each.unchecked}),
             "sites": _summed(comparison.sites for comparison in self.comparisons),
             "unjudged": [text for comparison in self.comparisons for text in comparison.unjudged],
-            **_bounded(
-                "hooks", (self._hook(hook) for comparison in self.comparisons for hook in comparison.hooks)
-            ),
-            **_bounded(
-                "settling",
-                (self._difference(run) for comparison in self.comparisons for run in comparison.passing),
-            ),
+            **bounded("hooks", hooks, self._hook),
+            **bounded("settling", settling, self._difference),
             "unexplained_bytes": sum(comparison.unexplained_bytes for comparison in self.comparisons),
-            **_bounded("unexplained", (self._difference(run) for run in unexplained), left_out),
-            **_bounded(
-                "displaced",
-                (
-                    {"address": hex(run.start), "physical": hex(run.physical), "pages": run.size // PAGE_SIZE}
-                    for run in displaced
-                ),
-            ),
+            **bounded("unexplained", unexplained, self._difference, left_out=left_out),
+            **bounded("displaced", displaced, _displaced),
         }
 
     def _difference(self, run: Difference) -> dict[str, Json]:
@@ -169,6 +155,7 @@ class SyscallTables:
 
     def to_json(self) -> dict[str, Json]:
         """Return the fact `syscall_table`."""
+        wrong = [(table.name, entry) for table in self.tables for entry in table.wrong]
         return {
             "tables": [
                 {
@@ -180,22 +167,7 @@ class SyscallTables:
                 for table in self.tables
             ],
             "entries": sum(table.entries for table in self.tables),
-            **_bounded(
-                "wrong",
-                (
-                    {
-                        "table": table.name,
-                        "index": entry.index,
-                        "symbol": entry.symbol,
-                        "expected": hex(entry.expected),
-                        "found": hex(entry.found),
-                        "found_symbol": entry.found_symbol,
-                        "found_owner": "",
-                    }
-                    for table in self.tables
-                    for entry in table.wrong
-                ),
-            ),
+            **bounded("wrong", wrong, _wrong),
         }
 
 
@@ -225,10 +197,10 @@ class Modules:
             "executable_pages": view.executable_pages,
             "owners": view.owners,
             "in_transition": [module.name for module in view.listed if module.state != "live"],
-            **_bounded("unlisted", (_stranger(stranger) for stranger in view.unlisted)),
-            **_bounded("settling_modules", (_stranger(stranger) for stranger in view.settling_modules)),
-            **_bounded("unowned", (_range(run) for run in view.unowned)),
-            **_bounded("settling", (_range(run) for run in view.settling)),
+            **bounded("unlisted", view.unlisted, _stranger),
+            **bounded("settling_modules", view.settling_modules, _stranger),
+            **bounded("unowned", view.unowned, _range),
+            **bounded("settling", view.settling, _range),
         }
 
 
@@ -246,21 +218,9 @@ class Tasks:
             "kernel_threads": sum(task.kernel_thread for task in tasks),
             "ids": self.view.ids,
             "ids_unseen": self.view.ids_unseen,
-            **_bounded("unlisted", map(_process, self.view.unlisted)),
-            **_bounded("settling", map(_process, self.view.settling)),
-            "listed": [
-                {
-                    "pid": task.pid,
-                    "name": task.name,
-                    "uid": task.uid,
-                    "flags": hex(task.flags),
-                    "kernel_thread": task.kernel_thread,
-                    "user_memory": task.user_memory,
-                    "address": hex(task.address),
-                }
-                for task in tasks[:MOST_INVENTORY]
-            ],
-            "listed_left_out": max(0, len(tasks) - MOST_INVENTORY),
+            **bounded("unlisted", self.view.unlisted, _process),
+            **bounded("settling", self.view.settling, _process),
+            **bounded("listed", tasks, _task, most=LONGEST_INVENTORY),
         }
 
 
@@ -305,6 +265,35 @@ def _summed(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     return total
 
 
+def _displaced(run: Extent) -> dict[str, Json]:
+    return {"address": hex(run.start), "physical": hex(run.physical), "pages": run.size // PAGE_SIZE}
+
+
+def _wrong(found: tuple[str, WrongEntry]) -> dict[str, Json]:
+    table, entry = found
+    return {
+        "table": table,
+        "index": entry.index,
+        "symbol": entry.symbol,
+        "expected": hex(entry.expected),
+        "found": hex(entry.found),
+        "found_symbol": entry.found_symbol,
+        "found_owner": "",
+    }
+
+
+def _task(task: Task) -> dict[str, Json]:
+    return {
+        "pid": task.pid,
+        "name": task.name,
+        "uid": task.uid,
+        "flags": hex(task.flags),
+        "kernel_thread": task.kernel_thread,
+        "user_memory": task.user_memory,
+        "address": hex(task.address),
+    }
+
+
 def _process(process: ProcessId) -> dict[str, Json]:
     return {"pid": process.number, "name": process.name, "task": hex(process.task)}
 
@@ -315,8 +304,3 @@ def _stranger(stranger: Stranger) -> dict[str, Json]:
 
 def _range(run: UnownedRange) -> dict[str, Json]:
     return {"address": hex(run.address), "pages": run.pages}
-
-
-def _bounded(name: str, entries: Iterable[dict[str, Json]], left_out: int = 0) -> dict[str, Json]:
-    whole = list(entries)
-    return {name: whole[:_LONGEST_LIST], f"{name}_left_out": left_out + max(0, len(whole) - _LONGEST_LIST)}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 
 from affiant.kernel.facts import trace_callbacks as trace_callbacks_fact
+from affiant.kernel.facts.as_json import bounded
 from affiant.kernel.facts.registry import collect
 from affiant.kernel.guest import Guest
 from tests.unit.kernel.btf_builder import BtfBuilder
@@ -134,7 +136,7 @@ def test_a_function_of_another_is_told_as_what_it_is(
 def test_functions_of_modules_crowd_out_none_that_is_nobody_s(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trace_callbacks_fact, "_LONGEST_LIST", 2)
+    monkeypatch.setattr(trace_callbacks_fact, "bounded", partial(bounded, most=2))
     for place in (world.functions, world.functions + 24, world.event + 16):
         world.word(place, MODULE_AREA + 0x80 + place % 0x40)
     world.word(world.functions + 48, DATA + SLIDE)
