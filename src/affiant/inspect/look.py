@@ -63,8 +63,8 @@ def machine_target(name: str) -> Target:
 
 def look_at(target: Target, facts: Sequence[str]) -> Look:
     """Look once. A guest that does not run the reference's kernel gives its registers and the reason."""
+    from affiant.kernel.facts.cpus import CpuRegisters
     from affiant.kernel.facts.registry import collect
-    from affiant.kernel.facts.values import CpuRegisters
     from affiant.kernel.guest import Guest
     from affiant.kernel.machine.cpu import parse_registers
     from affiant.kernel.machine.memory import GuestMemory

@@ -1,12 +1,11 @@
 """Facts: what was looked at in a live kernel, as values that assertions judge.
 
-    registry            every fact by name, what it means and what reads it; `collect`
-    values              the smaller facts, and what all of them are
-    as_json             how facts are told: JSON, with lists within bounds
-    kernel_code         `kernel_text`, `kernel_rodata`
-    protection          `page_rights`, `cpu_state`, `module_code`
-    executable_pages    the fact of its name, as are `bpf_programs`, `trace_callbacks`, `system_registers`
+    registry       every fact by name, what it means and what reads it; `collect`
+    fact           what a fact is, and `Unavailable`
+    as_json        how facts are told: JSON, with lists within bounds
+    kernel_code    `kernel_text` and `kernel_rodata`
 
-A fact says what was seen and how much was looked at; it never judges. The looking itself is done elsewhere
-in kernel/: here it becomes values and JSON, and its fields are documented.
+Each other file is the fact of its name: the documentation of its fields, its value, and what reads it. A
+fact says what was seen and how much was looked at; it never judges. The looking is done elsewhere in
+kernel/.
 """

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
 
 import numpy as np
 
+from affiant.kernel.comparison.difference import Difference, Hook
 from affiant.kernel.comparison.text import MOST_DIFFERENCES, CodeRegion, RegionComparison, compare_region
-from affiant.kernel.facts.values import Fact, KernelCode
+from affiant.kernel.facts.as_json import Json, bounded
+from affiant.kernel.facts.fact import Fact
 from affiant.kernel.guest import Guest
-from affiant.kernel.machine.paging import AddressSpace
+from affiant.kernel.machine.memory import PAGE_SIZE
+from affiant.kernel.machine.paging import AddressSpace, Extent
 from affiant.kernel.modules.loaded import listed_modules, module_owners
 from affiant.kernel.page_tables.executable_pages import named_owners
 from affiant.kernel.page_tables.page_rights import is_booting
 from affiant.kernel.transient.code_changes import is_changing_code
 from affiant.model.errors import AffiantError, UnavailableError
 
-__all__ = ["COMPARISON_FIELDS", "kernel_rodata", "kernel_text"]
+__all__ = ["COMPARISON_FIELDS", "KernelCode", "kernel_rodata", "kernel_text"]
+
+_MOST_FORMS: Final = 8  # forms of a patch site that are told
 
 COMPARISON_FIELDS: Final = {
     "compared_bytes": "bytes compared with the reference, over all mappings",
@@ -43,6 +48,69 @@ COMPARISON_FIELDS: Final = {
     "displaced": "runs mapped to other physical pages than the kernel image: address, physical, pages",
     "displaced_left_out": "runs beyond the first 256",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class KernelCode:
+    """Comparisons of one kind of region (text, or read-only data) through every mapping in use.
+
+    `mappings` is how many distinct mappings of the region vCPUs run with: 1 in a healthy guest.
+    `symbols` names the place of each difference and hook, `owners` what lies outside of the kernel image.
+    """
+
+    comparisons: tuple[RegionComparison, ...]
+    symbols: Mapping[int, str]
+    mappings: int
+    owners: Mapping[int, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Json]:
+        """Return the fact `kernel_text` or `kernel_rodata`."""
+        hooks = [hook for comparison in self.comparisons for hook in comparison.hooks]
+        settling = [run for comparison in self.comparisons for run in comparison.passing]
+        unexplained = [run for comparison in self.comparisons for run in comparison.unexplained]
+        displaced = [run for comparison in self.comparisons for run in comparison.displaced]
+        left_out = sum(comparison.left_out for comparison in self.comparisons)
+        return {
+            "compared_bytes": sum(comparison.compared for comparison in self.comparisons),
+            "differing_bytes": sum(comparison.differing for comparison in self.comparisons),
+            "unread_bytes": sum(comparison.unread for comparison in self.comparisons),
+            "writable_bytes": sum(comparison.writable for comparison in self.comparisons),
+            "mappings": self.mappings,
+            "regions": [
+                {"name": comparison.region, "bytes": comparison.compared} for comparison in self.comparisons
+            ],
+            "by_class": _summed(comparison.by_class for comparison in self.comparisons),
+            "unchecked_classes": sorted({name for each in self.comparisons for name in each.unchecked}),
+            "sites": _summed(comparison.sites for comparison in self.comparisons),
+            "unjudged": [text for comparison in self.comparisons for text in comparison.unjudged],
+            **bounded("hooks", hooks, self._hook),
+            **bounded("settling", settling, self._difference),
+            "unexplained_bytes": sum(comparison.unexplained_bytes for comparison in self.comparisons),
+            **bounded("unexplained", unexplained, self._difference, left_out=left_out),
+            **bounded("displaced", displaced, _displaced),
+        }
+
+    def _difference(self, run: Difference) -> dict[str, Json]:
+        return {
+            "address": hex(run.address),
+            "symbol": self.symbols.get(run.address, ""),
+            "expected": run.expected.hex(),
+            "found": run.found.hex(),
+            "length": run.length,
+            "owner": self.owners.get(run.culprit, ""),
+            "site": run.site,
+            "reason": run.reason,
+            "allowed": [form.hex() for form in run.allowed[:_MOST_FORMS]],
+        }
+
+    def _hook(self, hook: Hook) -> dict[str, Json]:
+        return {
+            "via": hook.via,
+            "symbol": self.symbols.get(hook.address, ""),
+            "handler": self.symbols.get(hook.handler, "") or hex(hook.handler),
+            "owner": self.owners.get(hook.handler, "") if hook.handler else "",
+            "count": hook.count,
+        }
 
 
 def kernel_text(guest: Guest, now: float) -> Fact:
@@ -163,3 +231,15 @@ def _owners(guest: Guest, addresses: set[int]) -> dict[int, str]:
         address: next((name for start, end, name in spans if start <= address < end), hex(address))
         for address in addresses
     }
+
+
+def _displaced(run: Extent) -> dict[str, Json]:
+    return {"address": hex(run.start), "physical": hex(run.physical), "pages": run.size // PAGE_SIZE}
+
+
+def _summed(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for each in counts:
+        for name, count in each.items():
+            total[name] = total.get(name, 0) + count
+    return total

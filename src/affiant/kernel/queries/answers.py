@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from affiant.kernel.facts.values import Fact, Unavailable
+from affiant.kernel.facts.fact import Fact, Unavailable
 from affiant.kernel.guest import Guest
 from affiant.kernel.machine.memory import MemoryFault
 from affiant.kernel.queries.owners import Owners
