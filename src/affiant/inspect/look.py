@@ -26,6 +26,7 @@ class Target:
     reference: Path
     memory_bytes: int
     below_4g_bytes: int | None = None
+    saved_cpus: Path | None = None  # the launcher's socket for what QEMU saves of them; None: no launcher
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +59,20 @@ def machine_target(name: str) -> Target:
             f"no reference image is known for {name!r}",
             hint="affiant reference build PACKAGE, then --reference FILE",
         )
-    return Target(name, state.ram, state.qmp, state.reference, state.memory_bytes, state.below_4g_bytes)
+    return Target(
+        name,
+        state.ram,
+        state.qmp,
+        state.reference,
+        state.memory_bytes,
+        state.below_4g_bytes,
+        state.cpus_socket,
+    )
 
 
 def look_at(target: Target, facts: Sequence[str]) -> Look:
     """Look once. A guest that does not run the reference's kernel gives its registers and the reason."""
+    from affiant.inspect.saved_registers import read_saved_registers
     from affiant.kernel.facts.cpus import CpuRegisters
     from affiant.kernel.facts.registry import collect
     from affiant.kernel.guest import Guest
@@ -80,4 +90,6 @@ def look_at(target: Target, facts: Sequence[str]) -> Look:
             guest = Guest.open(memory, reference, cpus)
         except UnavailableError as error:
             return Look(target.name, {"cpus": CpuRegisters(cpus, {})}, str(error))
+        if "system_registers" in facts:
+            guest = guest.with_saved(read_saved_registers(target.saved_cpus))
         return Look(target.name, collect(guest, facts), "")

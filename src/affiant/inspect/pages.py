@@ -258,6 +258,26 @@ def _cpus(facts: Mapping[str, Any]) -> Tables:
             (),
             [(name, str(value)) for name, value in cpu.items() if name != "index"],
         )
+    if "system_registers" in facts:  # not of a guest whose kernel was not recognised
+        yield from _system_registers(facts["system_registers"])
+
+
+def _system_registers(fact: Mapping[str, Any]) -> Tables:
+    if "unavailable" in fact:
+        yield "", (), _rows(fact, "system registers", lambda _: [])
+        return
+    for cpu in fact["registers"]:
+        rows = [(name, "not told" if value is None else str(value)) for name, value in cpu.items()]
+        yield f"vCPU {cpu['cpu']}, as saved", (), [("saved", f"{fact['age_ms']} ms ago"), *rows[1:]]
+    rows = [(subject, f"not known: {reason}") for subject, reason in fact["unread"].items()]
+    rows += [(f"{name}, compared", str(count)) for name, count in fact["checked"].items()]
+    yield "system registers", (), rows
+    if fact["deviations"]:
+        found = [
+            (str(each["cpu"]), each["subject"], each["expected"], each["found"])
+            for each in fact["deviations"]
+        ]
+        yield "not as it was built", ("vCPU", "what", "expected", "found"), found[:_MOST_ROWS]
 
 
 def _rows(fact: Mapping[str, Any], name: str, make: Callable[[Mapping[str, Any]], list[Row]]) -> list[Row]:
@@ -298,5 +318,5 @@ PAGES: Final[Mapping[str, Page]] = {
     "bpf": Page("BPF programs: what they call, where they are entered", ("bpf_programs",), _bpf),
     "tracing": Page("functions that tracepoints and perf events call", ("trace_callbacks",), _tracing),
     "tasks": Page("tasks on the kernel's list", ("tasks",), _tasks),
-    "cpus": Page("registers of each vCPU", ("cpus",), _cpus),
+    "cpus": Page("registers of each vCPU", ("cpus", "system_registers"), _cpus),
 }

@@ -35,6 +35,7 @@ from affiant.wire.launcher_requests import (
     ForgetCopy,
     Generation,
     Keep,
+    MachineState,
     Pause,
     Quote,
     Record,
@@ -45,7 +46,7 @@ from affiant.wire.launcher_requests import (
 )
 from affiant.wire.secure_world import read_request, write_answer, write_failure
 
-__all__ = ["LauncherChannel", "Tpm"]
+__all__ = ["LauncherChannel", "Tpm", "saved_cpus"]
 
 _log = logging.getLogger(__name__)
 
@@ -59,6 +60,16 @@ class Tpm:
 
     gateway: Gateway
     attester: TpmAttester
+
+
+def saved_cpus(qemu: QemuMonitor, tpm: Tpm | None) -> MachineState:
+    """Return what QEMU saves of its devices now, and nothing of the TPM; raises what either of them does."""
+    with _state_withheld(tpm):
+        return qemu.machine_state()
+
+
+def _state_withheld(tpm: Tpm | None) -> AbstractContextManager[None]:
+    return tpm.gateway.withholding_state() if tpm else nullcontext()
 
 
 class LauncherChannel:
@@ -132,11 +143,10 @@ class LauncherChannel:
             case Cpus():
                 return self._qemu.registers()
             case DeviceState():
-                with self._tpm_state_withheld():
-                    return self._qemu.machine_state()
+                return saved_cpus(self._qemu, self._tpm)
             case Copy(runs, device_state):
                 copies = self._with_copies()
-                with self._tpm_state_withheld() if device_state else nullcontext():
+                with _state_withheld(self._tpm) if device_state else nullcontext():
                     return self._qemu.copy(copies, runs, device_state=device_state)
             case ForgetCopy():
                 self._with_copies().forget()
@@ -176,9 +186,6 @@ class LauncherChannel:
     def _generation(self) -> int:
         """Which boot of the guest this is; without a TPM nobody tells, and all are one."""
         return self._tpm.gateway.generation if self._tpm else 0
-
-    def _tpm_state_withheld(self) -> AbstractContextManager[None]:
-        return self._tpm.gateway.withholding_state() if self._tpm else nullcontext()
 
     def _with_copies(self) -> PageCopies:
         if self._copies is None:

@@ -58,6 +58,7 @@ _REST_OF_REQUEST_SECONDS = 5.0
 _SEND_SECONDS = 30.0
 _GOODBYE_SECONDS = 1.0
 _IDLE_SECONDS = 0.05  # so long a short command of the guest is waited for
+_STATE_SECONDS = 5.0  # so long whoever asked QEMU for its state before is waited for
 _MAX_DESCRIPTORS = 4
 _SMALLEST_BUFFER = 2808  # what libtpms needs for its largest response
 
@@ -91,6 +92,7 @@ class Gateway:
         self._failure = ""
         self._refused: Counter[str] = Counter()
         self._withholding = False
+        self._state_turn = threading.Lock()
         self._closing = False
         self._connection: socket.socket | None = None
         self._guest_channel: socket.socket | None = None
@@ -138,16 +140,19 @@ class Gateway:
     def withholding_state(self) -> Iterator[None]:
         """Answer QEMU's questions for the TPM's state with nothing, instead of refusing them, meanwhile.
 
-        For one caller at a time. Raises `UnavailableError` while a command of the guest runs at the TPM:
-        QEMU would wait for its end with the guest stopped. One that comes later is waited for after all,
-        but only a guest that floods its TPM meets that moment.
+        One caller waits for the other. Raises `UnavailableError` where that takes too long, and while a
+        command of the guest runs at the TPM: QEMU would wait for its end with the guest stopped. One that
+        comes later is waited for after all, but only a guest that floods its TPM meets that moment.
         """
-        with self._turns.secure_world(timeout=_IDLE_SECONDS):
-            self._withholding = True
+        if not self._state_turn.acquire(timeout=_STATE_SECONDS):
+            raise UnavailableError("QEMU is being asked for its state already")
         try:
+            with self._turns.secure_world(timeout=_IDLE_SECONDS):
+                self._withholding = True
             yield
         finally:
             self._withholding = False
+            self._state_turn.release()
 
     def serve(self, listener: socket.socket) -> None:
         """Accept QEMU on `listener`, one connection at a time, until `close`. Blocks."""

@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import FrameType
 from typing import NoReturn
 
@@ -26,8 +27,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from affiant.launcher.attestation import TpmAttester
-from affiant.launcher.channel import LauncherChannel, Tpm
+from affiant.launcher.channel import LauncherChannel, Tpm, saved_cpus
 from affiant.launcher.children import Child, start_child
+from affiant.launcher.cpus_socket import CpusSocket
 from affiant.launcher.fact_ring import FactRing
 from affiant.launcher.gateway import Gateway
 from affiant.launcher.hardening import harden
@@ -108,6 +110,7 @@ def _run(settings: LauncherSettings, cleanup: ExitStack) -> None:
     cleanup.callback(qmp.close)
     cleanup.callback(qmp.quit)
     qmp.connect(settings.launcher_qmp, timeout=_QEMU_START_SECONDS, alive=lambda: qemu.exit_code() is None)
+    cleanup.callback(CpusSocket(settings.cpus_socket, partial(saved_cpus, qmp, tpm)).close)
     pair = _start_monitor(settings, attestation, tpm, qmp, ram, copies, cleanup) if attestation else None
     status.update(ready=True, state=_state(tpm))
     _log.info("%s runs", settings.name)
@@ -158,7 +161,7 @@ def _open_state(settings: LauncherSettings, cleanup: ExitStack) -> StatusFile:
     try:
         settings.private_folder.mkdir(mode=0o700, exist_ok=True)
         settings.private_folder.chmod(0o700)
-        for path in (settings.tpm_socket, settings.launcher_qmp):
+        for path in (settings.tpm_socket, settings.launcher_qmp, settings.cpus_socket):
             path.unlink(missing_ok=True)
         for name in ("swtpm", "qemu", "relay", "monitor"):
             (settings.state_folder / f"{name}.log").unlink(missing_ok=True)

@@ -109,7 +109,7 @@ class LauncherSettings:
             )
         if self.passport_socket.parent == self.state_folder:
             raise SetupError("launcher settings: the passport socket needs a folder of its own")
-        for path in (self.launcher_qmp, self.tpm_socket, self.passport_socket):
+        for path in (self.launcher_qmp, self.tpm_socket, self.cpus_socket, self.passport_socket):
             if len(str(path).encode()) > _SOCKET_PATH_LIMIT:
                 raise SetupError(
                     f"the socket path {path} is longer than {_SOCKET_PATH_LIMIT} bytes",
@@ -130,6 +130,11 @@ class LauncherSettings:
     def tpm_socket(self) -> Path:
         """Where QEMU finds the gateway."""
         return self.private_folder / "tpm.sock"
+
+    @property
+    def cpus_socket(self) -> Path:
+        """Where the machine's owner gets what QEMU saves of the vCPUs."""
+        return self.private_folder / "cpus.sock"
 
     @property
     def facts_folder(self) -> Path:

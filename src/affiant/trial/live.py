@@ -38,6 +38,7 @@ def open_machine(target: Target) -> Iterator[LiveMachine]:
     asking for its registers raise.
     """
     from affiant.inspect.registers import read_register_listings
+    from affiant.inspect.saved_registers import read_saved_registers
     from affiant.kernel.facts.registry import collect
     from affiant.kernel.guest import Guest
     from affiant.kernel.machine.cpu import CpuState, parse_registers
@@ -59,6 +60,8 @@ def open_machine(target: Target) -> Iterator[LiveMachine]:
             nonlocal guest
             guest = guest.refresh(cpus())
             names = sorted({fact for script in scripts for fact in script.facts})
+            if "system_registers" in names:
+                guest = guest.with_saved(read_saved_registers(target.saved_cpus))
             queries = {name: query for script in scripts for name, query in script.asked.items()}
             seen = collect(guest, names) | answer_queries(guest, queries)
             return {name: fact.to_json() for name, fact in seen.items()}

@@ -3,7 +3,7 @@
     $AFFIANT_HOME/vms/NAME/
       vm.json         this state
       settings.json   what the launcher was told; launcher.log, launcher.pid, status.json: what it tells
-      launcher/       its own sockets
+      launcher/       its own sockets, and one for the owner: cpus.sock, what QEMU saves of the vCPUs
       launch.record   what the launcher put into PCR 17 at its last start (not without a service)
       boot.img, initrd.img, variables.fd      what the guest boots from
       console.sock, console.log, qmp.sock     the guest's serial console, QEMU's monitor for operators
@@ -97,6 +97,11 @@ class VmState:
     def facts(self) -> Path:
         """Folder of kept fact records; there is none where none were kept."""
         return self.folder / "facts"
+
+    @property
+    def cpus_socket(self) -> Path:
+        """Where the launcher tells the machine's owner what QEMU saves of the vCPUs."""
+        return self.folder / "launcher" / "cpus.sock"
 
     @property
     def running(self) -> bool:

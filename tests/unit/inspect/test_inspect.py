@@ -65,6 +65,36 @@ def test_each_page_shows_what_was_seen(page: str, words: list[str]) -> None:
         assert word in text
 
 
+class _Saved:
+    """The fact `system_registers` of one vCPU, with a deviation."""
+
+    def to_json(self) -> dict[str, Any]:
+        deviation = {"cpu": 0, "topic": "t", "subject": "LSTAR", "expected": "entry", "found": "nobody's"}
+        return {
+            "age_ms": 3,
+            "registers": [{"cpu": 0, "lstar": "0xabc", "spec_ctrl": None}],
+            "unread": {"per-CPU data": "no reference"},
+            "checked": {"system calls": 1},
+            "deviations": [deviation],
+        }
+
+
+def test_registers_that_qemu_saves_are_shown_with_what_is_odd_of_them() -> None:
+    look = look_of(SyntheticGuest())
+    text = printed(Look("lab", {**look.facts, "system_registers": _Saved()}, ""), "cpus")
+    for word in (
+        "vCPU 0, as saved",
+        "3 ms ago",
+        "0xabc",
+        "not told",
+        "not known: no reference",
+        "LSTAR",
+        "nobody's",
+    ):
+        assert word in text
+    assert "not available: nobody had QEMU" in printed(look, "cpus")
+
+
 def test_tampering_is_shown_where_it_is() -> None:
     guest = SyntheticGuest()
     guest.poke(guest.physical(SYMBOLS["victim"]) + 0x10, b"\xe9\1\2\3\4")

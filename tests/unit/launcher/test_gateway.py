@@ -315,6 +315,26 @@ def test_devices_are_not_saved_while_the_guest_keeps_its_tpm_busy(bench: Bench) 
     assert bench.qemu.result(0x0C, struct.pack(">III", 1, 1, 0), answer=16) == FAIL
 
 
+def test_whoever_has_devices_saved_waits_for_who_began_before(bench: Bench) -> None:
+    """The monitor and the machine's owner may ask at once; the end of one must not be the other's."""
+    bench.qemu.boot()
+    order: list[str] = []
+
+    def second() -> None:
+        with bench.gateway.withholding_state():
+            order.append("second")
+
+    other = threading.Thread(target=second)
+    with bench.gateway.withholding_state():
+        other.start()
+        other.join(0.3)
+        order.append("first")
+        assert bench.qemu.result(0x0C, struct.pack(">III", 1, 1, 0), answer=16) == 0
+    other.join(10)
+    assert order == ["first", "second"]
+    assert bench.qemu.result(0x0C, struct.pack(">III", 1, 1, 0), answer=16) == FAIL
+
+
 def test_capabilities_offer_neither_hashing_nor_state_blobs(bench: Bench) -> None:
     offered = Capability(int.from_bytes(bench.qemu.ask(0x01, answer=8), "big"))
     assert offered == OFFERED_CAPABILITIES

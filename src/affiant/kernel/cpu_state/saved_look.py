@@ -45,9 +45,7 @@ def read_saved_cpus(
     Raises UnavailableError if there are none.
     """
     if saved is None:
-        raise UnavailableError(
-            "QEMU tells these registers to the launcher alone, and it the monitor: see a report or kept facts"
-        )
+        raise UnavailableError("nobody had QEMU save these registers")
     if not saved.cpus:
         raise UnavailableError(saved.reason or "QEMU's device state names no vCPU")
     running = [cpu for cpu in saved.cpus if cpu.in_64_bit_mode]
