@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from affiant.kernel.guest import Guest
-from affiant.kernel.machine.memory import PAGE_SIZE, GuestMemory, KeptPages
+from affiant.kernel.machine.memory import PAGE_SIZE, GuestMemory, KeptRanges
 from affiant.kernel.walks.snapshot import Snapshot
 
 __all__ = ["Lie", "Trace", "TracedMemory", "lies", "told", "traced"]
@@ -67,9 +67,13 @@ class TracedMemory(GuestMemory):
             self.trace.tables.update((frames * np.uint64(PAGE_SIZE)).tolist())
         return super().tables(frames)
 
-    def still_holds(self, kept: KeptPages) -> bool:
+    def still_holds(self, kept: KeptRanges) -> bool:
         if self.trace is not None:
-            self.trace.tables.update((kept.frames * np.uint64(PAGE_SIZE)).tolist())
+            for address, content in zip(kept.addresses, kept.contents, strict=True):
+                if len(content) == PAGE_SIZE:
+                    self.trace.tables.add(address)
+                else:
+                    self._note(address, len(content))
         return super().still_holds(kept)
 
     def _note(self, address: int, size: int) -> None:

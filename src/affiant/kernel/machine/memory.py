@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ from affiant.model.errors import SetupError, UnavailableError
 __all__ = [
     "PAGE_SIZE",
     "GuestMemory",
-    "KeptPages",
+    "KeptRanges",
     "MemoryFault",
     "PhysicalSegment",
     "SegmentReader",
@@ -79,13 +79,13 @@ class _Buffer:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class KeptPages:
-    """Pages of RAM, by their frame numbers, with what each held once, and the live bytes beside it.
+class KeptRanges:
+    """Ranges of RAM, by their physical addresses, with what each held once, and the live bytes beside it.
 
     Made by `GuestMemory.keep`. Arrays of bytes, because one of them and a view are compared by memcmp.
     """
 
-    frames: NDArray[np.uint64]
+    addresses: list[int]
     contents: list[bytearray]
     live: list[memoryview]
 
@@ -325,26 +325,41 @@ class GuestMemory:
             into[~readable] = 0
         return readable
 
-    def keep(
-        self, frames: NDArray[np.uint64], rows: NDArray[np.uint64], readable: NDArray[np.bool_]
-    ) -> KeptPages:
-        """Keep what `tables` returned of frames, to be compared by `still_holds`.
+    def keep(self, ranges: Iterable[tuple[int, bytes | NDArray[Any]]]) -> KeptRanges:
+        """Keep what was read of some ranges, to be compared by `still_holds`: physical addresses, and bytes.
 
-        Frames that are not RAM are left out: whether they are does not change.
+        Raises MemoryFault if one is not RAM.
         """
-        live = self._live.view
-        _, offsets, _ = self._rows(frames[readable])
-        return KeptPages(
-            frames[readable],
-            [bytearray(row) for row in rows[readable]],
-            [live[PAGE_SIZE * row : PAGE_SIZE * (row + 1)] for row in offsets.tolist()],
-        )
+        kept = KeptRanges([], [], [])
+        for address, content in ranges:
+            held = bytearray(content)
+            offset = self._offset(address, len(held))
+            if offset is None:
+                raise MemoryFault(f"no RAM at physical address {address:#x} (+{len(held):#x})")
+            kept.addresses.append(address)
+            kept.contents.append(held)
+            kept.live.append(self._live.view[offset : offset + len(held)])
+        return kept
 
-    def still_holds(self, kept: KeptPages) -> bool:
-        """Tell whether each of the pages holds now what it held, all of them being read."""
+    def still_holds(self, kept: KeptRanges) -> bool:
+        """Tell whether each of the ranges holds now what it held, all of them being read."""
         if self._noted is None:
             return kept.contents == kept.live
-        return self.tables(kept.frames)[0].tobytes() == b"".join(kept.contents)
+        places = [
+            (self._offset(address, len(content)) or 0, len(content))
+            for address, content in zip(kept.addresses, kept.contents, strict=True)
+        ]
+        source = self._live
+        if (
+            self._copied is not None
+            and self._copy is not None
+            and all(self._copied.has(*at) for at in places)
+        ):
+            source = self._copy
+        else:
+            for at in places:
+                self._noted.add(*at)
+        return kept.contents == [source.view[offset : offset + size] for offset, size in places]
 
     def _rows(self, frames: NDArray[np.uint64]) -> tuple[_Buffer, NDArray[np.uint64], NDArray[np.bool_]]:
         """Return what holds frames, their numbers there (0 for those that are not RAM), and which are RAM."""

@@ -16,7 +16,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from affiant.kernel.machine.memory import PAGE_SIZE, GuestMemory, KeptPages, MemoryFault
+from affiant.kernel.machine.memory import PAGE_SIZE, GuestMemory, KeptRanges, MemoryFault
 from affiant.model.errors import MalformedError
 
 __all__ = ["KERNEL_HALF", "AddressSpace", "Extent", "Leaves", "Translation"]
@@ -118,7 +118,7 @@ class _Walk:
     While each of the tables holds what it held, another walk would find the same.
     """
 
-    tables: KeptPages
+    tables: KeptRanges
     leaves: Leaves
 
 
@@ -143,7 +143,9 @@ class _Read:
         if self._parts is None:
             return None
         frames, entries, readable = (np.concatenate(part) for part in zip(*self._parts, strict=True))
-        return _Walk(memory.keep(frames, entries, readable), leaves)
+        # Which frames are not RAM does not change.
+        addresses = (frames[readable] * np.uint64(PAGE_SIZE)).tolist()
+        return _Walk(memory.keep(zip(addresses, entries[readable], strict=True)), leaves)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -11,14 +11,14 @@ RCU's grace period, module text between `list_del_rcu` and `vfree`. What is unow
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
-from affiant.kernel.machine.memory import PAGE_SIZE, GuestMemory, MemoryFault
-from affiant.kernel.machine.paging import AddressSpace
+from affiant.kernel.machine.memory import PAGE_SIZE, GuestMemory, KeptRanges, MemoryFault
+from affiant.kernel.machine.paging import KERNEL_HALF, AddressSpace, Leaves
 from affiant.kernel.objects.program import KernelProgram, StructCopy
 from affiant.kernel.objects.slide import KERNEL_MAP
 from affiant.kernel.page_tables.executable_pages import (
@@ -42,6 +42,7 @@ _MODULE = "struct module"
 _MOST_MODULES = 8192
 _LARGEST_TEXT = 1 << 30
 _ATTEMPTS = 3
+_END: Final = 1 << 64
 _THUNK_ARRAYS: Final = (("its_page_array", "its_num_pages"), ("arch.its_pages.pages", "arch.its_pages.num"))
 _MOST_THUNK_PAGES = 256
 _STATES: Final = ("live", "coming", "going", "unformed")  # enum module_state
@@ -170,7 +171,61 @@ def listed_modules(program: KernelProgram) -> list[Module]:
 
     Raises MemoryFault or MalformedError when it cannot be followed to its end in three attempts.
     """
-    return [program.parsed(copy, _module) for copy in _listed(program)]
+    known = program.walks.get(listed_modules)
+    if isinstance(known, _KnownList) and known.still_holds(program):
+        return list(known.modules)
+    copies = _listed(program)
+    modules = [program.parsed(copy, _module) for copy in copies]
+    program.walks[listed_modules] = _KnownList.of(program, copies, modules)
+    return modules
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _KnownList:
+    """Modules that were on the list, and all bytes that this follows from: the list's head, and theirs."""
+
+    modules: tuple[Module, ...]
+    around: tuple[int, int]
+    leaves: Leaves
+    held: KeptRanges
+
+    @classmethod
+    def of(cls, program: KernelProgram, copies: list[StructCopy], modules: list[Module]) -> _KnownList | None:
+        """Return what is to be compared; None unless each copy leads to the next, and all are mapped."""
+        head, link = program.address("modules"), program.offset(_MODULE, "list")
+        nodes = [*((copy.address + link) % _END for copy in copies), head]
+        if [int.from_bytes(copy.data[link : link + 8], "little") for copy in copies] != nodes[1:]:
+            return None
+        contents = [(head, nodes[0].to_bytes(8, "little")), *((copy.address, copy.data) for copy in copies)]
+        pieces = [piece for address, content in contents for piece in _in_pages(address, content)]
+        try:
+            places = np.array([address for address, _ in pieces], dtype=np.uint64)
+            inside = int(places.min()) >= KERNEL_MAP and int(places.max()) <= LAST_CODE_ADDRESS
+            around = (KERNEL_MAP, LAST_CODE_ADDRESS) if inside else KERNEL_HALF
+            leaves = program.space.leaves(*around)
+            physical, mapped = leaves.locate(places)
+            if not mapped.all():
+                return None
+            ranges = zip(physical.tolist(), (content for _, content in pieces), strict=True)
+            return cls(tuple(modules), around, leaves, program.space.memory.keep(ranges))
+        except (MemoryFault, MalformedError):
+            return None
+
+    def still_holds(self, program: KernelProgram) -> bool:
+        """Tell whether the list leads to the same modules, and each holds what it held, to the byte."""
+        try:
+            leaves = program.space.leaves(*self.around)
+        except MalformedError:
+            return False
+        return leaves is self.leaves and program.space.memory.still_holds(self.held)
+
+
+def _in_pages(address: int, content: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield what of some bytes lies in each page, with where it begins."""
+    while content:
+        here = PAGE_SIZE - address % PAGE_SIZE
+        yield address, content[:here]
+        address, content = address + here, content[here:]
 
 
 def _listed(program: KernelProgram) -> list[StructCopy]:
@@ -182,7 +237,8 @@ def _listed(program: KernelProgram) -> list[StructCopy]:
     for attempt in range(_ATTEMPTS):
         try:
             addresses = list_entries(program, head, offset=offset, maximum=_MOST_MODULES)
-            copies = [program.copy(_MODULE, address) for address in addresses]
+            # A hostile list leads to addresses so low that what holds them would begin below 0: those wrap.
+            copies = [program.copy(_MODULE, address % _END) for address in addresses]
             program.lists[head] = tuple(copy.address for copy in copies)
             return copies
         except (MemoryFault, MalformedError):

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+import numpy as np
+
 from affiant.kernel.objects.program import KernelProgram
 from affiant.model.errors import MalformedError
 
@@ -56,8 +58,8 @@ def _codes(program: KernelProgram, every: Iterator[int]) -> Iterator[int]:
 
 def _structures(program: KernelProgram, heads: bytes, link: int) -> Iterator[int]:
     seen: set[int] = set()
-    for place in range(0, len(heads), 8):
-        node = int.from_bytes(heads[place : place + 8], "little")
+    buckets = np.frombuffer(heads, dtype="<u8")
+    for node in buckets[buckets != 0].tolist():  # of a thousand or more, few are in use
         while node:
             if node in seen or len(seen) >= _MOST:
                 raise MalformedError("the table of BPF trampolines runs in a circle, or has no end")

@@ -70,18 +70,18 @@ def test_tables_outside_ram_are_marked_and_zero() -> None:
     assert pages[:, 0].tolist() == [MIB, 0, 5 * MIB, 0, 0, 0]
 
 
-def test_kept_pages_are_compared_with_what_they_hold_now() -> None:
+def test_kept_ranges_are_compared_with_what_they_hold_now() -> None:
     ram = bytearray(2 * MIB)
     memory = GuestMemory(ram, below_4g_bytes=MIB)
-    frames = np.array([3, 0xFFFFF, (1 << 20) + 7], np.uint64)
-    kept = memory.keep(frames, *memory.tables(frames))
-    assert kept.frames.tolist() == [3, (1 << 20) + 7], "no RAM is at the second frame"
+    kept = memory.keep([(0x3004, bytes(7)), ((1 << 32) + 0x7000, bytes(4096))])
     assert memory.still_holds(kept)
-    for changed in (0x3000, 0x3FFF, MIB + 0x7FFF):
-        ram[changed] = 1
-        assert not memory.still_holds(kept)
-        ram[changed] = 0
+    for place, counts in ((0x3003, 0), (0x3004, 1), (0x300A, 1), (0x300B, 0), (MIB + 0x7FFF, 1)):
+        ram[place] = 1
+        assert memory.still_holds(kept) == (not counts)
+        ram[place] = 0
         assert memory.still_holds(kept)
+    with pytest.raises(MemoryFault):
+        memory.keep([(MIB - 4, bytes(8))])
 
 
 def test_views_cannot_write_to_the_guest() -> None:
@@ -161,12 +161,9 @@ READS: dict[str, tuple[Callable[[GuestMemory], bytes], set[int]]] = {
         lambda memory: memory.tables(np.array([8, HIGH >> 12, 0xA0], np.uint64))[0].tobytes(),
         {8, 0x500},
     ),
-    "kept pages": (
-        lambda memory: bytes(
-            memory.still_holds(memory.keep(frames, np.zeros((2, 512), np.uint64), np.ones(2, bool)))
-            for frames in (np.array([9, HIGH >> 12], np.uint64),)
-        ),
-        {9, 0x500},
+    "kept ranges": (
+        lambda memory: bytes([memory.still_holds(memory.keep([(0x9FF8, bytes(16)), (HIGH, bytes(8))]))]),
+        {9, 10, 0x500},
     ),
     "drgn's": (lambda memory: bytes(SegmentReader(memory, memory.segments[2]).read(MIB, 8)), {0x500}),
 }

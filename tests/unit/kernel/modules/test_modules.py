@@ -9,6 +9,7 @@ import pytest
 
 from affiant.kernel.facts.registry import collect
 from affiant.kernel.guest import Guest
+from affiant.kernel.modules.loaded import listed_modules
 from affiant.kernel.objects.program import KernelProgram
 from affiant.kernel.transient.grace_periods import GracePeriods
 from affiant.kernel.transient.patience import Patience
@@ -97,6 +98,29 @@ def test_a_list_is_walked_again_when_it_does_not_lead_where_it_led() -> None:
     assert [module["name"] for module in look(seen)["listed"]] == ["other"]
     guest.word(second + 8, DIRECT_MAP + second + 8)  # to itself
     assert "circle" in look(seen)["unavailable"]
+
+
+@pytest.mark.parametrize("straddling", [False, True])
+def test_each_byte_of_a_module_has_the_list_read_again(straddling: bool) -> None:
+    """One that lies in two pages is compared in both of them, where these are mapped."""
+    guest = SyntheticGuest()
+    if straddling:
+        guest.allocate((4096 - 128 - guest.allocate(8)[0]) % 4096)
+    second = guest.add_module("second", SECOND, 0x180_0000)
+    program = guest.open().program
+    first = listed_modules(program)
+    assert [module.name for module in first] == ["first", "second"]
+    assert all(again is before for again, before in zip(listed_modules(program), first, strict=True))
+    size = program.size("struct module")
+    assert (second % 4096 + size > 4096) == straddling
+    for at in (0, 24, size - 1):  # state, name, and its last byte
+        held = guest.ram[second + at]
+        guest.ram[second + at] ^= 1
+        changed = listed_modules(program)[1]
+        assert changed is not first[1]
+        assert (changed != first[1]) == (at < size - 1)
+        guest.ram[second + at] = held
+    assert listed_modules(program) == first
 
 
 def test_a_view_that_was_walked_is_walked_again_when_any_word_of_it_changes() -> None:
