@@ -11,12 +11,13 @@ from functools import partial
 from typing import Final
 
 from affiant.kernel.machine.memory import PAGE_SIZE
+from affiant.kernel.objects.program import KernelProgram
 from affiant.kernel.page_content.bpf_lists import CHUNK, read_bpf_lists
-from affiant.kernel.reference.sites import SiteClass
 from lab.live_guest import LiveGuest
 from lab.tamper.technique import Technique
+from lab.tamper.traced_entry import behind_entry
 
-__all__ = ["EXECUTABLE_TECHNIQUES", "behind_entry"]
+__all__ = ["EXECUTABLE_TECHNIQUES"]
 
 # mov eax, cr0; and eax, ~WP; mov cr0, rax; jmp rdi
 _SHELLCODE: Final = bytes.fromhex("0f20c025fffffeff0f22c0ffe7")
@@ -87,7 +88,7 @@ def _hostile_page(live: LiveGuest, content: bytes) -> Iterator[int]:
     for level in range(space.levels, 1, -1):
         entry = table + 8 * (address >> 12 + 9 * (level - 1) & 511)
         table = int.from_bytes(live.memory.read(entry, 8), "little") & _ADDRESS
-    leaf = (_SPARE_PAGE | _PRESENT | _ACCESSED_DIRTY | _GLOBAL).to_bytes(8, "little")
+    leaf = _word(_SPARE_PAGE | _PRESENT | _ACCESSED_DIRTY | _GLOBAL)
     with ExitStack() as stack:
         page = content.ljust(PAGE_SIZE, b"\xcc")
         stack.enter_context(live.physically_changed(_SPARE_PAGE, page))
@@ -95,8 +96,21 @@ def _hostile_page(live: LiveGuest, content: bytes) -> Iterator[int]:
         yield address
 
 
+def _forged(program: KernelProgram, structure: str, **members: bytes) -> bytearray:
+    """Return a structure that is zero but for some members."""
+    forged = bytearray(program.size(structure))
+    for name, value in members.items():
+        place = program.offset(structure, name)
+        forged[place : place + len(value)] = value
+    return forged
+
+
+def _word(value: int) -> bytes:
+    return value.to_bytes(8, "little")
+
+
 @contextmanager
-def _linked(live: LiveGuest, head: int, structure: bytes, link: int) -> Iterator[int]:
+def _linked(live: LiveGuest, head: int, structure: bytearray, link: int) -> Iterator[int]:
     """Put a forged structure first on a list; `link` is where it holds its list_head."""
     program = live.guest.program
     log = program.reference.symbols.unique("__log_buf")
@@ -104,12 +118,9 @@ def _linked(live: LiveGuest, head: int, structure: bytes, link: int) -> Iterator
     place = program.running(log.address) + log.size - PAGE_SIZE
     assert not any(program.read(place, len(structure))), "the kernel's log reaches its end"
     following = program.word(head)
-    forged = bytearray(structure)
-    forged[link : link + 16] = following.to_bytes(8, "little") + head.to_bytes(8, "little")
+    structure[link : link + 16] = _word(following) + _word(head)
     with live.all_changed(
-        (place, bytes(forged)),
-        (following + 8, (place + link).to_bytes(8, "little")),
-        (head, (place + link).to_bytes(8, "little")),
+        (place, bytes(structure)), (following + 8, _word(place + link)), (head, _word(place + link))
     ):
         yield place
 
@@ -127,16 +138,15 @@ def _forge_trampoline(live: LiveGuest) -> Iterator[str]:
     program = live.guest.program
     ops = "struct ftrace_ops"
     with _hostile_page(live, _SHELLCODE) as address:
-        forged = bytearray(program.size(ops))
-        for member, value in (
-            ("func", program.address("ftrace_stub")),
-            ("trampoline", address),
-            ("trampoline_size", PAGE_SIZE),
-        ):
-            place = program.offset(ops, member)
-            forged[place : place + 8] = value.to_bytes(8, "little")
+        forged = _forged(
+            program,
+            ops,
+            func=_word(program.address("ftrace_stub")),
+            trampoline=_word(address),
+            trampoline_size=_word(PAGE_SIZE),
+        )
         head = program.address("ftrace_ops_trampoline_list")
-        with _linked(live, head, bytes(forged), program.offset(ops, "list")):
+        with _linked(live, head, forged, program.offset(ops, "list")):
             yield f"code at {address:#x}"
 
 
@@ -146,11 +156,9 @@ def _forge_slots(live: LiveGuest) -> Iterator[str]:
     program = live.guest.program
     page = "struct kprobe_insn_page"
     with _hostile_page(live, _SHELLCODE) as address:
-        forged = bytearray(program.size(page) + PAGE_SIZE // 8)
-        place = program.offset(page, "insns")
-        forged[place : place + 8] = address.to_bytes(8, "little")
+        forged = _forged(program, page, insns=_word(address)) + bytes(PAGE_SIZE // 8)
         head = program.address("kprobe_insn_slots") + program.offset("struct kprobe_insn_cache", "pages")
-        with _linked(live, head, bytes(forged), program.offset(page, "list")):
+        with _linked(live, head, forged, program.offset(page, "list")):
             yield f"code at {address:#x}"
 
 
@@ -160,16 +168,15 @@ def _forge_bpf_symbol(live: LiveGuest) -> Iterator[str]:
     program = live.guest.program
     symbol = "struct bpf_ksym"
     with _hostile_page(live, _SHELLCODE) as address:
-        forged = bytearray(program.size(symbol))
-        for member, value in (
-            ("start", address.to_bytes(8, "little")),
-            ("end", (address + PAGE_SIZE).to_bytes(8, "little")),
-            ("name", b"bpf_trampoline_6442"),
-        ):
-            place = program.offset(symbol, member)
-            forged[place : place + len(value)] = value
+        forged = _forged(
+            program,
+            symbol,
+            start=_word(address),
+            end=_word(address + PAGE_SIZE),
+            name=b"bpf_trampoline_6442",
+        )
         head = program.address("bpf_kallsyms")
-        with _linked(live, head, bytes(forged), program.offset(symbol, "lnode")):
+        with _linked(live, head, forged, program.offset(symbol, "lnode")):
             yield f"code at {address:#x}"
 
 
@@ -186,13 +193,6 @@ def _change_trampoline(live: LiveGuest) -> Iterator[str]:
             yield f"code at {trampoline:#x}"
     finally:
         run(f"cd {_TRACING}; echo nop > current_tracer; echo > set_ftrace_filter", timeout=200)
-
-
-def behind_entry(live: LiveGuest, function: str) -> int:
-    """Return how far behind its start a function goes on: behind the call for tracing."""
-    start = live.guest.program.address(function)
-    traced = live.guest.text.sites["address"][live.guest.text.sites["kind"] == int(SiteClass.FTRACE)]
-    return next(int(site) for site in traced if start <= int(site) < start + 16) + 5 - start
 
 
 @contextmanager

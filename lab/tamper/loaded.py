@@ -8,13 +8,13 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Final
 
-from affiant.kernel.reference.sites import SiteClass
 from lab.live_guest import LiveGuest
 from lab.tamper.technique import Tamper, Technique
+from lab.tamper.traced_entry import behind_entry, traced_entry
 
 __all__ = ["LOADED_TECHNIQUES", "loaded"]
 
@@ -25,6 +25,9 @@ _WANTED, _HELD, _ENOUGH = (state.to_bytes(8, "little") for state in (1, 2, 3))
 """What is said to, and by, a module that holds its change: see `lab/modules/held.h`."""
 
 _HELD_SECONDS: Final = 20.0
+
+_TRACED: Final = "tcp4_seq_show"
+"""The function that the modules trace and probe."""
 
 
 @contextmanager
@@ -64,39 +67,37 @@ def _wait_for(live: LiveGuest, address: int, content: bytes) -> None:
         time.sleep(0.01)
 
 
-def _holding(name: str, subject: str) -> Tamper:
-    """Have a test module hold a change, and expect a subject."""
+def _with(
+    name: str,
+    subject: str | Callable[[LiveGuest], str],
+    meanwhile: Callable[[LiveGuest, str], AbstractContextManager[object]] = loaded,
+) -> Tamper:
+    """Have a test module loaded meanwhile, or hold its change, and expect a subject."""
 
     @contextmanager
     def tamper(live: LiveGuest) -> Iterator[str]:
-        with _held(live, name):
-            yield subject
-
-    return tamper
-
-
-def _with(name: str, subject: str | Callable[[LiveGuest], str]) -> Tamper:
-    """Load a test module, and expect a subject."""
-
-    @contextmanager
-    def tamper(live: LiveGuest) -> Iterator[str]:
-        with loaded(live, name):
+        with meanwhile(live, name):
             yield subject if isinstance(subject, str) else subject(live)
 
     return tamper
 
 
-def _entry(live: LiveGuest, function: str = "tcp4_seq_show") -> str:
-    """Return the traced entry of the function that the modules trace."""
-    sites, address = live.guest.text.sites, live.guest.program.address(function)
-    near = sites[(sites["address"] >= address) & (sites["address"] < address + 16)]
-    (site,) = near[near["kind"] == int(SiteClass.FTRACE)]
-    return f"{function}+{int(site['address']) - address:#x}"
+def _changing(name: str, register: str) -> Tamper:
+    """Load a test module that changes a register of its CPU."""
+    return _with(name, f"{register} of CPU {_CPU}")
 
 
-def _behind_entry(live: LiveGuest, function: str = "tcp4_seq_show") -> str:
-    name, offset = _entry(live, function).split("+")
-    return f"{name}+{int(offset, 16) + 5:#x}"
+def _holding(name: str, register: str) -> Tamper:
+    """Have a test module hold a change of a register of its CPU."""
+    return _with(name, f"{register} of CPU {_CPU}", _held)
+
+
+def _entry(live: LiveGuest) -> str:
+    return f"{_TRACED}+{traced_entry(live, _TRACED):#x}"
+
+
+def _behind_entry(live: LiveGuest) -> str:
+    return f"{_TRACED}+{behind_entry(live, _TRACED):#x}"
 
 
 _loaded = partial(Technique, "in the guest")
@@ -152,81 +153,81 @@ LOADED_TECHNIQUES: Final = (
     _processor(
         "write_protection",
         about="CR0.WP of a processor was cleared.",
-        tamper=_with("write_protection", f"CR0.WP of CPU {_CPU}"),
+        tamper=_changing("write_protection", "CR0.WP"),
     ),
     _loaded(
         "write_protection_register",
         rule="write_protection_on",
         about="CR0.WP of a processor was cleared.",
-        tamper=_with("write_protection", f"CR0.WP of CPU {_CPU}"),
+        tamper=_changing("write_protection", "CR0.WP"),
     ),
     _processor(
         "execution_of_user_code",
         about="A processor may run code of user mode in the kernel (CR4.SMEP).",
-        tamper=_holding("supervisor_protection", f"CR4.SMEP of CPU {_CPU}"),
+        tamper=_holding("supervisor_protection", "CR4.SMEP"),
     ),
     _processor(
         "access_to_user_data",
         about="A processor may use data of user mode in the kernel (CR4.SMAP).",
-        tamper=_holding("supervisor_protection", f"CR4.SMAP of CPU {_CPU}"),
+        tamper=_holding("supervisor_protection", "CR4.SMAP"),
     ),
     _processor(
         "own_interrupts",
         about="A processor uses a copy of the interrupt table.",
-        tamper=_with("interrupts", f"IDTR of CPU {_CPU}"),
+        tamper=_changing("interrupts", "IDTR"),
     ),
     _processor(
         "breakpoint",
         about="A debug register watches kernel memory.",
-        tamper=_with("breakpoint", f"DR3 of CPU {_CPU}"),
+        tamper=_changing("breakpoint", "DR3"),
     ),
     _system_call(
         "own_system_calls",
         about="System calls of a processor enter the kernel through a module.",
-        tamper=_with("system_calls", f"LSTAR of CPU {_CPU}"),
+        tamper=_changing("system_calls", "LSTAR"),
         recorded=True,
     ),
     _system_call(
         "own_32_bit_system_calls",
         about="32-bit system calls (SYSCALL) of a processor lead to a module.",
-        tamper=_with("system_calls_32", f"CSTAR of CPU {_CPU}"),
+        tamper=_changing("system_calls_32", "CSTAR"),
     ),
     _system_call(
         "own_sysenter",
         about="32-bit system calls (SYSENTER) of a processor lead to a module.",
-        tamper=_with("system_calls_32", f"SYSENTER_EIP of CPU {_CPU}"),
+        tamper=_changing("system_calls_32", "SYSENTER_EIP"),
     ),
     _system_call(
         "sysenter_stack",
         about="32-bit system calls (SYSENTER) of a processor enter on a module's stack.",
-        tamper=_with("sysenter_stack", f"SYSENTER_ESP of CPU {_CPU}"),
+        tamper=_changing("sysenter_stack", "SYSENTER_ESP"),
     ),
     _system_call(
         "system_call_segments",
         about="System calls of a processor load other selectors.",
-        tamper=_with("system_call_segments", f"STAR of CPU {_CPU}"),
+        tamper=_changing("system_call_segments", "STAR"),
     ),
     _system_call(
         "other_per_cpu_base",
         about="A processor runs the kernel with another GS base.",
-        tamper=_holding("per_cpu_base", f"GS base of CPU {_CPU}"),
+        tamper=_holding("per_cpu_base", "GS base"),
     ),
     _system_call(
         "kept_flag",
         about="System calls of a processor keep a flag that the kernel wants cleared.",
-        tamper=_with("system_call_flags", f"SYSCALL_MASK of CPU {_CPU}"),
+        tamper=_changing("system_call_flags", "SYSCALL_MASK"),
         recorded=True,
     ),
     _system_call(
         "memory_types",
         about="A processor has a page attribute table of its own.",
-        tamper=_with("memory_types", f"PAT of CPU {_CPU}"),
+        tamper=_changing("memory_types", "PAT"),
     ),
     _loaded(
         "hidden_hypervisor",
         rule="hypervisor_of_modules",
         about="A processor has virtualization switched on without KVM.",
-        tamper=_with("hypervisor", f"EFER.SVME of CPU {_CPU}"),
+        tamper=_changing("hypervisor", "EFER.SVME"),
         recorded=True,
     ),
 )

@@ -13,7 +13,7 @@ from lab.bpf import loaded_programs, replaced_operations
 from lab.live_guest import LiveGuest
 from lab.looking import SkippingClock
 from lab.references import reference_of
-from lab.tamper.executable import behind_entry
+from lab.tamper.traced_entry import behind_entry
 
 TRACING = "/sys/kernel/tracing"
 LOOKS, CLOSE_LOOKS = 12, 4  # beyond what is believed for a while, and a minute for a grace period
