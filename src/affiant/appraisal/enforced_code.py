@@ -14,9 +14,9 @@ from affiant.appraisal.policy import AppraisalPolicy
 from affiant.appraisal.reference_value import ReferenceValue
 from affiant.tpm.boot_state import VerifiedBoot
 
-__all__ = ["judge_enforced_code"]
+__all__ = ["ENFORCED_CODE_CLAIMS", "judge_enforced_code"]
 
-_CLAIMS = (
+ENFORCED_CODE_CLAIMS = (
     "kernel_lockdown_enforced",
     "module_signatures_enforced",
     "test_signing_disabled",
@@ -24,6 +24,8 @@ _CLAIMS = (
     "kernel_debugging_disabled",
     "command_line_accepted",
 )
+"""The claims of level 4."""
+
 _LONGEST_LIST = 200
 
 
@@ -36,7 +38,9 @@ def judge_enforced_code(
 ) -> tuple[Judgement, ...]:
     """Return the claims of level 4; `kernel` is the reference value of the kernel that booted."""
     if boot is None:
-        return tuple(Judgement(claim, None, "no trusted boot event log shows it") for claim in _CLAIMS)
+        return tuple(
+            Judgement(claim, None, "no trusted boot event log shows it") for claim in ENFORCED_CODE_CLAIMS
+        )
     return (
         _judge_property(
             "kernel_lockdown_enforced",

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from affiant.appraisal.enforced_code import ENFORCED_CODE_CLAIMS
+
 __all__ = ["trust_vector"]
 
 _INSTANCE_IDENTITY, _CONFIGURATION, _EXECUTABLES, _HARDWARE, _RUNTIME_OPAQUE = 0, 1, 2, 4, 5
@@ -27,12 +29,7 @@ _VISIBLE = 96
 _CONFIGURATION_CLAIMS = (
     "secure_boot_keys_accepted",
     "boot_signers_accepted",
-    "kernel_lockdown_enforced",
-    "module_signatures_enforced",
-    "test_signing_disabled",
-    "machine_owner_keys_accepted",
-    "kernel_debugging_disabled",
-    "command_line_accepted",
+    *ENFORCED_CODE_CLAIMS,
 )
 
 
