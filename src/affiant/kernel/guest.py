@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from weakref import ref
 
 from affiant.kernel.bpf_programs.callees import Callees
-from affiant.kernel.comparison.text import CodeRegion, rodata_regions, text_region
+from affiant.kernel.comparison.regions import CodeRegion, rodata_regions, text_region
 from affiant.kernel.cpu_state.look import CpuExpectations
 from affiant.kernel.kernel_image.init_pointers import InitPointers
 from affiant.kernel.kernel_image.syscalls import ExpectedTable, expected_tables

@@ -10,7 +10,7 @@ import struct
 
 import numpy as np
 
-from affiant.kernel.comparison.text import RegionComparison, compare_region
+from affiant.kernel.comparison.compare import RegionComparison, compare_region
 from affiant.kernel.guest import Guest
 from affiant.kernel.reference.image import Metadata, ReferenceImage
 from affiant.kernel.reference.linked import LinkedKernel, Section

@@ -9,8 +9,10 @@ from typing import Final
 
 import numpy as np
 
+from affiant.kernel.comparison.compare import RegionComparison, compare_region
 from affiant.kernel.comparison.difference import Difference, Hook
-from affiant.kernel.comparison.text import MOST_DIFFERENCES, CodeRegion, RegionComparison, compare_region
+from affiant.kernel.comparison.differing import MOST_DIFFERENCES
+from affiant.kernel.comparison.regions import CodeRegion
 from affiant.kernel.facts.as_json import Json, bounded
 from affiant.kernel.facts.fact import Fact
 from affiant.kernel.guest import Guest

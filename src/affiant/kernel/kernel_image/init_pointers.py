@@ -13,8 +13,10 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from affiant.kernel.comparison.compare import RegionComparison
 from affiant.kernel.comparison.difference import Difference
-from affiant.kernel.comparison.text import MOST_DIFFERENCES, CodeRegion, RegionComparison
+from affiant.kernel.comparison.differing import MOST_DIFFERENCES
+from affiant.kernel.comparison.regions import CodeRegion
 from affiant.kernel.machine.memory import MemoryFault
 from affiant.kernel.reference.image import ReferenceImage
 from affiant.kernel.site_content.function_types import FunctionTypes

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from affiant.kernel.comparison.difference import Difference, Verdict
-from affiant.kernel.comparison.text import CodeRegion
+from affiant.kernel.comparison.regions import CodeRegion
 from affiant.kernel.kernel_image.overlaid_reference import OverlaidReference
 from affiant.kernel.machine.memory import PAGE_SIZE, GuestMemory
 from affiant.kernel.machine.paging import AddressSpace

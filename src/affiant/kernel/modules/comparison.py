@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
+from affiant.kernel.comparison.compare import compare_region
 from affiant.kernel.comparison.difference import Difference
-from affiant.kernel.comparison.text import CodeRegion, compare_region
+from affiant.kernel.comparison.regions import CodeRegion
 from affiant.kernel.machine.memory import PAGE_SIZE
 from affiant.kernel.modules.image import LinkedModule
 from affiant.kernel.modules.loaded import Module

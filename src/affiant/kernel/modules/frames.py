@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from affiant.kernel.comparison.text import CodeRegion
+from affiant.kernel.comparison.regions import CodeRegion
 from affiant.kernel.machine.memory import PAGE_SIZE
 from affiant.kernel.machine.paging import Leaves
 from affiant.kernel.page_tables.executable_pages import LAST_CODE_ADDRESS

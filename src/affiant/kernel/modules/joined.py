@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from affiant.kernel.comparison.text import CodeRegion
+from affiant.kernel.comparison.regions import CodeRegion
 from affiant.kernel.machine.memory import PAGE_SIZE
 from affiant.kernel.modules.frames import ModuleFrames
 from affiant.kernel.modules.places import ModuleKey

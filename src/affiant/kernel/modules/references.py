@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from affiant.kernel.comparison.text import CodeRegion
+from affiant.kernel.comparison.regions import CodeRegion
 from affiant.kernel.machine.memory import MemoryFault
 from affiant.kernel.modules.image import PER_CPU, Area, LinkedModule, link_module, section_places
 from affiant.kernel.modules.loaded import Module

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from affiant.kernel.comparison.text import CodeRegion
+from affiant.kernel.comparison.regions import CodeRegion
 from affiant.kernel.kernel_image.overlaid_reference import OverlaidReference
 from affiant.kernel.machine.memory import GuestMemory
 from affiant.kernel.machine.paging import AddressSpace

@@ -16,8 +16,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from affiant.kernel.comparison.compare import compare_region
 from affiant.kernel.comparison.difference import Difference, Hook, Verdict
-from affiant.kernel.comparison.text import CodeRegion, compare_region, without
+from affiant.kernel.comparison.differing import without
+from affiant.kernel.comparison.regions import CodeRegion
 from affiant.kernel.machine.memory import GuestMemory, MemoryFault
 from affiant.kernel.machine.paging import AddressSpace
 from affiant.kernel.objects.program import KernelProgram

@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from affiant.kernel.comparison.text import CodeRegion, differing
+from affiant.kernel.comparison.differing import differing
+from affiant.kernel.comparison.regions import CodeRegion
 from affiant.kernel.site_content.rule import Rule
 from affiant.kernel.site_content.site_rows import Spans, rows_at
 

@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from affiant.kernel.comparison.text import CodeRegion
+from affiant.kernel.comparison.regions import CodeRegion
 from affiant.kernel.reference.sites import SiteClass
 from affiant.kernel.site_content.alternatives import Alternatives, Nested
 from affiant.kernel.site_content.ftrace import FtraceCallers, FtraceSites

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Set
 from dataclasses import dataclass, field
 
-from affiant.kernel.comparison.text import RegionComparison, compare_region
+from affiant.kernel.comparison.compare import RegionComparison, compare_region
 from affiant.kernel.site_content.content import SiteContent
 from affiant.kernel.site_content.image import KernelImage
 from tests.unit.kernel.site_world import (

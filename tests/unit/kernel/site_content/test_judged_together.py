@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from affiant.kernel.comparison.text import RegionComparison, compare_region
+from affiant.kernel.comparison.compare import RegionComparison, compare_region
 from affiant.kernel.guest import Guest
 from affiant.kernel.reference.sites import SiteClass
 from affiant.kernel.site_content.alternatives import Alternatives

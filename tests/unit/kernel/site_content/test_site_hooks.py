@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from affiant.kernel.comparison import text
+from affiant.kernel.comparison import compare
 from affiant.kernel.facts.registry import collect
 from affiant.kernel.site_content import content, ftrace_hooks, probes
 from affiant.kernel.site_content.ftrace_hooks import FtraceHooks, FtraceOps
@@ -186,7 +186,7 @@ def test_a_site_that_stays_half_done_is_not_hidden_by_others_before_it(
     world: SiteWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those may be as many as are told, and be others in each look."""
-    monkeypatch.setattr(text, "MOST_DIFFERENCES", 1)
+    monkeypatch.setattr(compare, "MOST_DIFFERENCES", 1)
     half_done_world(world)
     left(world, "traced_2", half_done=True)
     for now in range(6):

@@ -12,67 +12,24 @@ kernel image is physically contiguous: a page of text mapped elsewhere is `displ
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from affiant.kernel.comparison.difference import Difference, Hook, Verdict
+from affiant.kernel.comparison.differing import MOST_DIFFERENCES, DifferingRuns, differing, without
+from affiant.kernel.comparison.regions import CodeRegion
 from affiant.kernel.machine.memory import GuestMemory
 from affiant.kernel.machine.paging import AddressSpace, Extent
 from affiant.kernel.objects.slide import KernelLocation
 from affiant.kernel.reference.sites import SiteClass
 
-if TYPE_CHECKING:
-    from affiant.kernel.reference.image import ReferenceImage
+__all__ = ["RegionComparison", "SiteJudge", "compare_region"]
 
-__all__ = [
-    "CodeRegion",
-    "RegionComparison",
-    "SiteJudge",
-    "compare_region",
-    "differing",
-    "rodata_regions",
-    "text_region",
-    "without",
-]
-
-MOST_DIFFERENCES = 256
-"""Differences and displaced runs listed in one comparison; the rest is counted."""
-
-_SHOWN_BYTES = 64
-_MOST_PIECES = 64
 _CHUNK = 1 << 20
-# Runs of differing bytes closer than this are told as one: an instruction is rarely longer.
-_NEAR = 8
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class CodeRegion:
-    """A part of the reference as it must stand in this guest: built once for each slide.
-
-    `kinds` has one byte for each byte of the region: the `SiteClass` that may change it, or 0.
-    `skipped` marks bytes that are not compared at all (None: all are compared).
-    """
-
-    name: str
-    start: int
-    expected: NDArray[np.uint8]
-    kinds: NDArray[np.uint8]
-    sites: NDArray[np.void]
-    skipped: NDArray[np.bool_] | None = None
-    pieces: tuple[tuple[int, int], ...] | None = field(init=False)
-    """The runs of bytes that are compared, as offsets; None if there are too many to count on."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "pieces", _pieces(len(self.expected), self.skipped))
-
-    @property
-    def end(self) -> int:
-        """First address after the region."""
-        return self.start + len(self.expected)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,67 +84,6 @@ class SiteJudge(Protocol):
         """Judge the sites in a copy of the region that hold one of the `changed` offsets, or all (None)."""
 
 
-def text_region(reference: ReferenceImage, slide: int) -> CodeRegion:
-    """Return the kernel's `.text` as it must stand at this slide, with its patch sites."""
-    expected = reference.relocated_text(slide)
-    linked, _ = reference.section(".text")
-    everything = reference.sites
-    ends = everything["address"] + everything["length"]
-    inside = (everything["address"] >= linked) & (ends <= np.uint64(linked + len(expected)))
-    sites = everything[inside].copy()
-    offsets = (sites["address"] - np.uint64(linked)).astype(np.int64)
-    sites["address"] += np.uint64(slide)
-    kinds = np.zeros(len(expected), dtype=np.uint8)
-    lengths = sites["length"].astype(np.int64)
-    # Sites may overlap (a call inside an alternative): the shorter one, written last, names the byte.
-    order = np.argsort(-lengths, kind="stable")
-    offsets, lengths = offsets[order], lengths[order]
-    within = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    kinds[np.repeat(offsets, lengths) + within] = np.repeat(sites["kind"][order], lengths)
-    return CodeRegion(".text", linked + slide, expected, kinds, sites)
-
-
-def rodata_regions(reference: ReferenceImage, slide: int) -> tuple[CodeRegion, ...]:
-    """Return the read-only sections between `__start_rodata` and `__end_rodata`, without patch sites.
-
-    Data that the kernel writes while it boots and protects afterwards (`__ro_after_init`) lies among
-    them and is skipped.
-    """
-    bounds = _range(reference, "__start_rodata", "__end_rodata")
-    if bounds is None:
-        return ()
-    changing = _range(reference, "__start_ro_after_init", "__end_ro_after_init")
-    regions: list[CodeRegion] = []
-    for section in reference.sections:
-        size = len(section.data)
-        if not (size and bounds[0] <= section.load_address and section.load_address + size <= bounds[1]):
-            continue
-        skipped = None
-        if changing and changing[0] < section.load_address + size and section.load_address < changing[1]:
-            skipped = np.zeros(size, dtype=bool)
-            skipped[max(0, changing[0] - section.load_address) : changing[1] - section.load_address] = True
-        regions.append(
-            CodeRegion(
-                section.name,
-                section.load_address + slide,
-                reference.relocated_section(section.name, slide),
-                np.zeros(size, dtype=np.uint8),
-                reference.sites[:0],
-                skipped,
-            )
-        )
-    return tuple(regions)
-
-
-def _range(reference: ReferenceImage, start: str, end: str) -> tuple[int, int] | None:
-    first, last = reference.symbols.unique(start), reference.symbols.unique(end)
-    return (
-        None
-        if first is None or last is None or first.address >= last.address
-        else (first.address, last.address)
-    )
-
-
 def compare_region(
     memory: GuestMemory,
     space: AddressSpace,
@@ -234,7 +130,7 @@ def compare_region(
         changed = left[live[left] != content.accepted[left]]
     probed = nothing if verdict is None else verdict.probed
     alien = changed[region.kinds[changed] == 0]
-    alien_runs = _Runs.of(without(alien, probed))
+    alien_runs = DifferingRuns.of(without(alien, probed))
     wrong = () if verdict is None else verdict.wrong
     unexplained = sorted((*alien_runs.told(region, live), *wrong), key=lambda run: run.address)
     by_class = _differing_by_class(region, live, changed, content)
@@ -292,17 +188,6 @@ def _by_kind(kinds: NDArray[np.uint8]) -> NDArray[np.int64]:
     return counts
 
 
-def _pieces(size: int, skipped: NDArray[np.bool_] | None) -> tuple[tuple[int, int], ...] | None:
-    if skipped is None:
-        return ((0, size),)
-    edges = np.flatnonzero(np.diff(skipped, prepend=True, append=True))
-    return (
-        tuple(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
-        if len(edges) <= 2 * _MOST_PIECES
-        else None
-    )
-
-
 def _changed_chunks(
     memory: GuestMemory, extents: tuple[Extent, ...], known: NDArray[np.uint8], region: CodeRegion
 ) -> list[tuple[int, int, int]] | None:
@@ -326,25 +211,6 @@ def _changed_chunks(
     return found
 
 
-def differing(live: NDArray[np.uint8], known: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Return the offsets of bytes that differ, found eight at a time: most of them do not."""
-    parts = [
-        _differing_near(live[at : at + _CHUNK], known[at : at + _CHUNK]) + at
-        for at in range(0, len(live), _CHUNK)
-    ]
-    return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
-
-
-def _differing_near(live: NDArray[np.uint8], known: NDArray[np.uint8]) -> NDArray[np.int64]:
-    size = len(live) // 8 * 8
-    ours, theirs = live[:size].view(np.uint64), known[:size].view(np.uint64)
-    differs = ours != theirs
-    words = np.flatnonzero(differs) if differs.any() else np.empty(0, dtype=np.int64)
-    near = np.flatnonzero(ours[words].view(np.uint8) != theirs[words].view(np.uint8))
-    rest = np.flatnonzero(live[size:] != known[size:]) + size
-    return np.concatenate((words[near >> 3] * 8 + (near & 7), rest))
-
-
 def _copy(
     memory: GuestMemory, extents: tuple[Extent, ...], region: CodeRegion
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None]:
@@ -363,42 +229,3 @@ def _copy(
         live[offset : offset + run.size] = memory.array(run.physical, run.size)
         read[offset : offset + run.size] = True
     return live, read
-
-
-def without(offsets: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the offsets that are not among the others; `np.setdiff1d` would hash all of them."""
-    return offsets[~np.isin(offsets, others)] if len(others) else offsets
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Runs:
-    """Differing bytes that are near each other: the offsets of the first and the last of each run."""
-
-    firsts: NDArray[np.int64]
-    lasts: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, offsets: NDArray[np.int64]) -> _Runs:
-        if not len(offsets):
-            return cls(offsets, offsets)
-        pieces = ((at, offsets[at : at + _CHUNK + 1]) for at in range(0, len(offsets), _CHUNK))
-        breaks = np.concatenate([np.flatnonzero(np.diff(piece) > _NEAR) + at for at, piece in pieces])
-        return cls(
-            offsets[np.concatenate(([0], breaks + 1))], offsets[np.concatenate((breaks, [len(offsets) - 1]))]
-        )
-
-    @property
-    def bytes(self) -> int:
-        return int((self.lasts - self.firsts).sum()) + len(self.firsts)
-
-    def told(self, region: CodeRegion, live: NDArray[np.uint8]) -> Iterator[Difference]:
-        """Yield the first runs, as many as are listed: a guest may change every twelfth byte of its text."""
-        listed = slice(MOST_DIFFERENCES)
-        for first, last in zip(self.firsts[listed].tolist(), self.lasts[listed].tolist(), strict=True):
-            shown = slice(first, min(last + 1, first + _SHOWN_BYTES))
-            yield Difference(
-                region.start + first,
-                last + 1 - first,
-                region.expected[shown].tobytes(),
-                live[shown].tobytes(),
-            )

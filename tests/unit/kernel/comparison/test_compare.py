@@ -10,8 +10,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from affiant.kernel.comparison.compare import RegionComparison, compare_region
 from affiant.kernel.comparison.difference import Difference
-from affiant.kernel.comparison.text import CodeRegion, RegionComparison, compare_region
+from affiant.kernel.comparison.regions import CodeRegion
 from affiant.kernel.facts.registry import collect
 from affiant.kernel.guest import Guest
 from affiant.kernel.machine.memory import GuestMemory, MemoryFault
