@@ -16,10 +16,10 @@ from affiant.kernel.guest import Guest, find_event_logs
 from affiant.kernel.machine.cpu import CpuState
 from affiant.kernel.machine.event_log import EventLogCandidate
 from affiant.kernel.machine.memory import GuestMemory
-from affiant.kernel.page_tables.page_rights import is_booting
 from affiant.kernel.queries.answers import answer_queries
 from affiant.kernel.reference import ReferenceImage
 from affiant.kernel.reference.store import ReferenceStore
+from affiant.kernel.transient.booting import is_booting
 from affiant.model.errors import AffiantError, EvidenceError, UnavailableError
 from affiant.model.evidence import QuoteEvidence
 from affiant.model.outcome import AssertionResult, Outcome
@@ -193,7 +193,7 @@ class KernelWatch:
         order = sorted(names)
         _LOT.shuffle(order)  # what is looked at first is not known before
         seen = collect(guest, order) | answer_queries(guest, queries, seconds=seconds, clock=clock)
-        if is_booting(guest, time.monotonic()):
+        if is_booting(guest.program, guest.patience, time.monotonic()):
             # What was saved now is of processors that are still being set up: not to be told of later.
             self._registers.forget()
         return {name: fact.to_json() for name, fact in seen.items()}

@@ -13,7 +13,7 @@ from affiant.kernel.cpu_state.segments import DESCRIPTORS, expected_segments, se
 from affiant.kernel.cpu_state.starting import starting_cpus
 from affiant.kernel.cpu_state.system_calls import expected_entries
 from affiant.kernel.objects.program import KernelProgram
-from affiant.kernel.page_tables.page_rights import is_booting
+from affiant.kernel.transient.booting import is_booting
 from affiant.model.errors import AffiantError
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def read_cpu_state(guest: RunningKernel, expectations: CpuExpectations, *, now: 
         except AffiantError as error:
             unread["segments"] = str(error)
     return CpuLook(
-        booting=is_booting(guest, now),
+        booting=is_booting(guest.program, guest.patience, now),
         count=len(guest.cpus),
         running=len(running),
         starting=tuple(sorted(starting)),

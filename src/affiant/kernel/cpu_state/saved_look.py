@@ -12,8 +12,8 @@ from affiant.kernel.cpu_state.per_cpu_base import per_cpu_base_deviations
 from affiant.kernel.cpu_state.starting import starting_cpus
 from affiant.kernel.cpu_state.system_calls import REGISTERS, system_call_deviations
 from affiant.kernel.machine.saved_cpu import SavedCpu, SavedCpus
-from affiant.kernel.page_tables.page_rights import is_booting
 from affiant.kernel.running_kernel import RunningKernel
+from affiant.kernel.transient.booting import is_booting
 from affiant.model.errors import AffiantError, UnavailableError
 
 __all__ = ["SavedLook", "read_saved_cpus"]
@@ -77,7 +77,7 @@ def read_saved_cpus(
         except AffiantError as error:
             unread["per-CPU data"] = str(error)
     return SavedLook(
-        booting=is_booting(kernel, now),
+        booting=is_booting(kernel.program, kernel.patience, now),
         age=max(0.0, now - saved.taken_at),
         saved=saved.cpus,
         running=len(running),

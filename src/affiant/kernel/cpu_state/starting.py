@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from affiant.kernel.cpu_state.segments import ExpectedSegments, per_cpu_offset
 from affiant.kernel.machine.cpu import DescriptorTable
 from affiant.kernel.page_tables.address_roots import leads_to
-from affiant.kernel.page_tables.page_rights import real_mode_pages
+from affiant.kernel.page_tables.fixed_code import real_mode_pages
 from affiant.model.errors import AffiantError
 
 if TYPE_CHECKING:

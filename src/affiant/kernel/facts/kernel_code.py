@@ -20,7 +20,7 @@ from affiant.kernel.machine.memory import PAGE_SIZE
 from affiant.kernel.machine.paging import AddressSpace, Extent
 from affiant.kernel.modules.loaded import listed_modules, module_owners
 from affiant.kernel.page_tables.executable_pages import named_owners
-from affiant.kernel.page_tables.page_rights import is_booting
+from affiant.kernel.transient.booting import is_booting
 from affiant.kernel.transient.code_changes import is_changing_code
 from affiant.model.errors import AffiantError, UnavailableError
 
@@ -123,7 +123,7 @@ def kernel_text(guest: Guest, now: float) -> Fact:
     if (seen.unexplained or seen.passing) and not guest.paused:
         # Code is changed in steps; a copy made in the middle of one shows what never stood there.
         seen = compare()
-    if seen.unexplained and is_booting(guest, now):
+    if seen.unexplained and is_booting(guest.program, guest.patience, now):
         # Alternatives are patched while the kernel boots, one after the other: believed for two minutes,
         # and never as health.
         raise UnavailableError("the kernel still boots, and patches its code meanwhile")
@@ -182,7 +182,7 @@ def _vdso(guest: Guest, now: float) -> list[RegionComparison]:
         # The kernel's text tells what the processor can do, and was perhaps looked at before it was patched.
         guest.text_content.refresh()
         seen = compare()
-        if any(region.unexplained for region in seen) and is_booting(guest, now):
+        if any(region.unexplained for region in seen) and is_booting(guest.program, guest.patience, now):
             raise UnavailableError("the kernel still boots, and patches its code meanwhile")
     return seen
 

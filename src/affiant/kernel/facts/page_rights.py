@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from affiant.kernel.facts.as_json import Json, bounded
 from affiant.kernel.guest import Guest
-from affiant.kernel.page_tables.page_rights import PageRights, RightsFinding, read_page_rights
+from affiant.kernel.page_tables.page_rights import PageRights, read_page_rights
+from affiant.kernel.page_tables.rights_findings import RightsFinding
 
 __all__ = ["PAGE_RIGHTS_FIELDS", "PageRightsFact", "page_rights"]
 

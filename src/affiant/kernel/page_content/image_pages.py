@@ -15,7 +15,7 @@ from affiant.kernel.machine.memory import PAGE_SIZE, MemoryFault
 from affiant.kernel.objects.program import KernelProgram
 from affiant.kernel.page_content.claim import Claim, Fault, pages_around
 from affiant.kernel.page_content.view import View
-from affiant.kernel.page_tables.page_rights import VSYSCALL, real_mode_pages
+from affiant.kernel.page_tables.fixed_code import VSYSCALL, real_mode_pages
 from affiant.model.errors import MalformedError, UnavailableError
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ from affiant.kernel.page_tables.executable_pages import (
     page_runs,
     read_executable_pages,
 )
-from affiant.kernel.page_tables.page_rights import is_booting
+from affiant.kernel.transient.booting import is_booting
 from affiant.kernel.transient.code_changes import is_changing_code
 from affiant.kernel.transient.init_freeing import is_freeing_init
 from affiant.model.errors import AffiantError
@@ -139,7 +139,7 @@ def read_page_content(guest: RunningKernel, owners: PageOwners, *, now: float) -
     Raises what `read_executable_pages` and `listed_modules` raise.
     """
     before = listed_modules(guest.program)
-    booting = is_booting(guest, now)
+    booting = is_booting(guest.program, guest.patience, now)
     claims, unread = owners.claims(guest, before, booting=booting)
     if any(claim.faults for kind in claims.values() for claim in kind):
         # Code is made, changed and freed in steps: what is wrong twice counts, or if it was read once.

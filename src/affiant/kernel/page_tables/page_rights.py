@@ -12,20 +12,14 @@ rule must not take that for health.
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
-from numpy.typing import NDArray
-
 from affiant.kernel.machine.memory import PAGE_SIZE
 from affiant.kernel.machine.paging import AddressSpace, Leaves
 from affiant.kernel.objects.program import KernelProgram
-from affiant.kernel.objects.slide import KERNEL_MAP
 from affiant.kernel.page_tables.address_roots import (
-    EFI_AREA,
     KernelHalf,
     compared_roots,
     cpu_roots,
@@ -34,58 +28,19 @@ from affiant.kernel.page_tables.address_roots import (
     switching_cpus,
     user_half_of,
 )
-from affiant.kernel.page_tables.executable_pages import LAST_CODE_ADDRESS
-from affiant.kernel.page_tables.firmware_map import kept_regions, within_kept
+from affiant.kernel.page_tables.fixed_code import real_mode_pages
+from affiant.kernel.page_tables.rights_findings import RightsFinding, RightsFindings
 from affiant.kernel.page_tables.table_owners import Root, borrowed_roots, efi_root, known_roots, named_root
-from affiant.model.errors import AffiantError, MalformedError
+from affiant.kernel.transient.booting import is_booting
+from affiant.model.errors import MalformedError
 
 if TYPE_CHECKING:
     from affiant.kernel.running_kernel import RunningKernel
 
-__all__ = [
-    "ISOLATION",
-    "VSYSCALL",
-    "PageRights",
-    "RightsFinding",
-    "is_booting",
-    "read_page_rights",
-    "real_mode_pages",
-    "says_that_it_boots",
-]
-
-VSYSCALL: Final = 0xFFFF_FFFF_FF60_0000
-"""The one page of the kernel half that user mode may execute (VSYSCALL_ADDR)."""
+__all__ = ["ISOLATION", "PageRights", "read_page_rights"]
 
 ISOLATION: Final = 7 * 32 + 11
 """The feature by which a kernel's text is patched to isolate page tables: X86_FEATURE_PTI (cpufeatures.h)."""
-
-_SYSTEM_RUNNING = 3  # enum system_states: SYSTEM_BOOTING, _SCHEDULING, _FREEING_INITMEM, _RUNNING
-_REAL_MODE_END = 1 << 20
-_BOOT_SECONDS = 120.0  # an emulated boot takes 20 s at most until init starts
-_MOST_RUNS = 4096
-_PLACES: Final = ("elsewhere", "module area", "kernel text", "real mode", "vsyscall")
-
-
-@dataclass(frozen=True, slots=True)
-class RightsFinding:
-    """Neighbouring pages that one page table maps with rights that they must not have.
-
-    `what` is `writable and executable`, `executable for user mode`, `open to user mode`, `writable
-    alias`, `kept for the firmware`, `firmware code and data`, `stray executable`, `differs from the kernel's
-    own` or `copied page tables`. `meaning` names what lies there.
-
-    `kept for the firmware` is a writable alias, too: one that the kernel itself leaves in the tables of EFI
-    services, of memory that it took over from the firmware's boot services (`firmware_map`). `firmware code
-    and data` are pages of EFI services that are both writable and executable, in these tables: of firmware
-    that does not tell the kernel which is which.
-    """
-
-    what: str
-    address: int
-    pages: int
-    physical: int
-    root: str
-    meaning: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,49 +66,6 @@ class PageRights:
     protected_pages: int
     findings: tuple[RightsFinding, ...]
     left_out: int
-
-
-def says_that_it_boots(program: KernelProgram) -> bool:
-    """Tell what the kernel says: data of the guest, by itself no excuse for anything."""
-    state = program.find("system_state")
-    if state is None:
-        return False
-    try:
-        return int.from_bytes(program.read(state, 4), "little") < _SYSTEM_RUNNING
-    except AffiantError:
-        return False
-
-
-def is_booting(guest: RunningKernel, now: float) -> bool:
-    """Tell whether the kernel says that it still boots.
-
-    It is believed for two minutes from when it first said so: a kernel boots once, so that what it
-    says in between gives it no new ones. `now` is monotonic time in seconds.
-    """
-    # Asked about only while it is said: nothing is forgotten meanwhile.
-    return says_that_it_boots(guest.program) and not guest.patience.settled(
-        "booting", {"booting"}, now, seconds=_BOOT_SECONDS
-    )
-
-
-def real_mode_pages(program: KernelProgram, space: AddressSpace) -> tuple[int, int] | None:
-    """Return (physical address, size) of the code that starts other CPUs; None if there is none.
-
-    Its place is what the kernel believes (`real_mode_header`); its size is that of the reference.
-    """
-    header, start, end = (
-        program.find("real_mode_header"),
-        program.find("real_mode_blob"),
-        program.find("real_mode_blob_end"),
-    )
-    if header is None or start is None or end is None or not start < end:
-        return None
-    try:
-        place = space.translate(program.word(header)).physical
-    except AffiantError:
-        return None
-    size = -(-(end - start) // PAGE_SIZE) * PAGE_SIZE
-    return (place, size) if place % PAGE_SIZE == 0 and place + size <= _REAL_MODE_END else None
 
 
 def read_page_rights(guest: RunningKernel, *, now: float, draw: random.Random | None = None) -> PageRights:
@@ -200,12 +112,12 @@ def read_page_rights(guest: RunningKernel, *, now: float, draw: random.Random | 
         if half.endless:
             raise MalformedError(f"the page tables of {half.root.user} have no end")
 
-    look = _Look(guest, leaves)
+    look = RightsFindings(guest, leaves)
     look.whole("kernel", leaves)
     for half in halves:
         look.other(half, efi, user)
     return PageRights(
-        booting=is_booting(guest, now),
+        booting=is_booting(program, guest.patience, now),
         roots={
             "kernel": 1,
             "cpus": len(cpus),
@@ -261,158 +173,3 @@ def _of_the_living(
         for half in halves
         if not half.root.task or half.root.physical - PAGE_SIZE * half.root.user_half in tables
     ]
-
-
-class _Look:
-    """Collects findings of one moment."""
-
-    def __init__(self, guest: RunningKernel, leaves: Leaves) -> None:
-        program, location = guest.program, guest.location
-        self.findings: list[RightsFinding] = []
-        self.executable: dict[str, int] = {}
-        self.left_out = 0
-        self._told: Counter[str] = Counter()
-        self._describe = program.describe
-        self._text = _pages(program.address("_text"), program.address("_etext"))
-        self._image_end = program.address("_end")
-        self._module_area = (KERNEL_MAP, LAST_CODE_ADDRESS + 1)
-        self._real_mode = real_mode_pages(program, guest.kernel_space)
-        vsyscall = program.find("__vsyscall_page")
-        self._vsyscall = None if vsyscall is None else location.physical(vsyscall)
-        self._location = location
-        self._kept = kept_regions(program)
-        rodata = _pages(program.address("__start_rodata"), program.address("__end_rodata"))
-        fixed = [(location.physical(start), location.physical(end)) for start, end in (self._text, rodata)]
-        self._starts, self._ends = self._protected(leaves, fixed)
-
-    @property
-    def protected_pages(self) -> int:
-        return int((self._ends - self._starts).sum()) // PAGE_SIZE
-
-    def whole(self, root: str, leaves: Leaves) -> None:
-        """Judge all leaves of the kernel half."""
-        vsyscall = leaves.address == np.uint64(VSYSCALL)
-        self._add("writable and executable", root, leaves, leaves.writable & leaves.executable)
-        self._add("executable for user mode", root, leaves, leaves.user & leaves.executable & ~vsyscall)
-        self._add("open to user mode", root, leaves, leaves.user & ~leaves.executable)
-        self._add("writable alias", root, leaves, self._aliases(leaves) & ~leaves.executable)
-        places = self._places(leaves)
-        self._count(leaves, places)
-        self._add("stray executable", root, leaves, leaves.executable & (places == 0))
-
-    def other(self, half: KernelHalf, efi: Root | None, user: Root | None) -> None:
-        """Judge what other page tables map differently; those of EFI services may, in their area.
-
-        Tables of `user`, the kernel's own user half, are others than the kernel's by right, if what they map
-        is the same.
-        """
-        leaves = half.leaves
-        if efi is None or half.root.physical != efi.physical:
-            if len(leaves):
-                self._add("differs from the kernel's own", half.root.user, leaves, np.ones(len(leaves), bool))
-            elif half.root != user:
-                first, root = half.slots[0], half.root
-                self.findings.append(
-                    RightsFinding("copied page tables", first, 0, root.physical, root.user, "")
-                )
-            return
-        services = (leaves.address >= np.uint64(EFI_AREA[0])) & (leaves.address < np.uint64(EFI_AREA[1]))
-        self._add("differs from the kernel's own", half.root.user, leaves, ~services)
-        # Firmware's services run in the kernel alone; which tables are theirs is the guest's word.
-        opened = services & leaves.user
-        self._add("executable for user mode", half.root.user, leaves, opened & leaves.executable)
-        self._add("open to user mode", half.root.user, leaves, opened & ~leaves.executable)
-        aliases = services & self._aliases(leaves)
-        kept = aliases & within_kept(leaves, self._kept) if aliases.any() else aliases
-        self._add("writable alias", half.root.user, leaves, aliases & ~kept)
-        self._add_as_one("kept for the firmware", half.root.user, leaves, kept)
-        both = services & leaves.writable & leaves.executable
-        self._add_as_one("firmware code and data", half.root.user, leaves, both)
-        size = int(leaves.size[services & leaves.executable].sum()) // PAGE_SIZE
-        self.executable["efi services"] = self.executable.get("efi services", 0) + size
-
-    def _add_as_one(self, what: str, root: str, leaves: Leaves, mask: NDArray[np.bool_]) -> None:
-        """Tell all pages by the first of them: how many runs it takes to tell them is chance."""
-        found = np.flatnonzero(mask)
-        if len(found):
-            pages = int(leaves.size[mask].sum()) // PAGE_SIZE
-            address, physical = int(leaves.address[found[0]]), int(leaves.physical[found[0]])
-            meaning = self._meaning(address, physical)
-            self.findings.append(RightsFinding(what, address, pages, physical, root, meaning))
-
-    def _protected(
-        self, leaves: Leaves, fixed: list[tuple[int, int]]
-    ) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-        """Return the physical ranges that no page table may map writable, merged: starts and ends."""
-        code = leaves.select(leaves.executable & (leaves.address != np.uint64(VSYSCALL)))
-        starts = np.concatenate((code.physical, np.array([start for start, _ in fixed], dtype=np.uint64)))
-        ends = np.concatenate(
-            (code.physical + code.size, np.array([end for _, end in fixed], dtype=np.uint64))
-        )
-        order = np.argsort(starts, kind="stable")
-        starts, ends = starts[order], np.maximum.accumulate(ends[order])
-        first = np.concatenate(([True], starts[1:] > ends[:-1]))
-        last = np.concatenate((first[1:], [True]))
-        return starts[first], ends[last]
-
-    def _aliases(self, leaves: Leaves) -> NDArray[np.bool_]:
-        place = np.searchsorted(self._ends, leaves.physical, side="right")
-        known = np.minimum(place, len(self._starts) - 1)
-        hit = (place < len(self._starts)) & (self._starts[known] < leaves.physical + leaves.size)
-        return np.asarray(leaves.writable & hit)
-
-    def _places(self, leaves: Leaves) -> NDArray[np.int8]:
-        """Return the place of each executable leaf, as its number in `_PLACES`; 0 where none belongs."""
-        address, end = leaves.address, leaves.address + (leaves.size - np.uint64(1))
-        places = np.zeros(len(leaves), dtype=np.int8)
-        places[self._within(address, end, (self._image_end, self._module_area[1]))] = _PLACES.index(
-            "module area"
-        )
-        places[self._within(address, end, self._text)] = _PLACES.index("kernel text")
-        if self._real_mode is not None:
-            start, size = self._real_mode
-            physical_end = leaves.physical + (leaves.size - np.uint64(1))
-            places[self._within(leaves.physical, physical_end, (start, start + size))] = _PLACES.index(
-                "real mode"
-            )
-        if self._vsyscall is not None:
-            right = (address == np.uint64(VSYSCALL)) & (leaves.physical == np.uint64(self._vsyscall))
-            places[right & (leaves.size == PAGE_SIZE)] = _PLACES.index("vsyscall")
-        return places
-
-    @staticmethod
-    def _within(
-        first: NDArray[np.uint64], last: NDArray[np.uint64], bounds: tuple[int, int]
-    ) -> NDArray[np.bool_]:
-        return np.asarray((first >= np.uint64(bounds[0])) & (last < np.uint64(bounds[1])))
-
-    def _count(self, leaves: Leaves, places: NDArray[np.int8]) -> None:
-        own, sizes = places[leaves.executable], leaves.size[leaves.executable]
-        for place in np.unique(own).tolist():
-            self.executable[_PLACES[place]] = int(sizes[own == place].sum()) // PAGE_SIZE
-
-    def _add(self, what: str, root: str, leaves: Leaves, mask: NDArray[np.bool_]) -> None:
-        address, physical, size = leaves.address[mask], leaves.physical[mask], leaves.size[mask]
-        if not len(address):
-            return
-        follows = (address[:-1] + size[:-1] == address[1:]) & (physical[:-1] + size[:-1] == physical[1:])
-        first = np.concatenate(([0], np.flatnonzero(~follows) + 1))
-        last = np.concatenate((first[1:] - 1, [len(address) - 1]))
-        # Of each kind, whosever tables they are in: a thousand processes may have as many each.
-        room = slice(_MOST_RUNS - self._told[what])
-        self._told[what] += len(first[room])
-        self.left_out += len(first) - len(first[room])
-        for begin, finish in zip(first[room].tolist(), last[room].tolist(), strict=True):
-            start, place = int(address[begin]), int(physical[begin])
-            pages = (int(address[finish]) + int(size[finish]) - start) // PAGE_SIZE
-            meaning = self._meaning(start, place)
-            self.findings.append(RightsFinding(what, start, pages, place, root, meaning))
-
-    def _meaning(self, address: int, physical: int) -> str:
-        """Name what lies at a page: by its address, or by the kernel image's physical place."""
-        return self._describe(address) or self._describe(physical - self._location.physical_base + KERNEL_MAP)
-
-
-def _pages(start: int, end: int) -> tuple[int, int]:
-    """Return the bounds of the pages that [start, end) lies in."""
-    return start // PAGE_SIZE * PAGE_SIZE, -(-end // PAGE_SIZE) * PAGE_SIZE

@@ -9,7 +9,7 @@ import pytest
 
 from affiant.kernel.page_content.image_pages import RealModePages, VsyscallPage
 from affiant.kernel.page_content.view import View
-from affiant.kernel.page_tables.page_rights import VSYSCALL
+from affiant.kernel.page_tables.fixed_code import VSYSCALL
 from affiant.kernel.reference.image import ReferenceImage
 from affiant.kernel.reference.linked import LinkedKernel
 from affiant.kernel.reference.sites import Sites

@@ -12,8 +12,8 @@ import pytest
 from affiant.kernel.facts.registry import collect
 from affiant.kernel.guest import Guest
 from affiant.kernel.machine.cpu import CpuState
-from affiant.kernel.page_tables import page_rights
-from affiant.kernel.page_tables.page_rights import VSYSCALL
+from affiant.kernel.page_tables import page_rights, rights_findings
+from affiant.kernel.page_tables.fixed_code import VSYSCALL
 from tests.unit.kernel.site_world import FEATURE, PLACES, SiteWorld
 from tests.unit.kernel.synthetic_guest import (
     DATA,
@@ -529,7 +529,7 @@ def test_tables_of_a_process_that_map_more_than_memory_holds_are_no_look(guest: 
 def test_of_one_kind_only_so_many_findings_are_told_whosever_tables_they_are_in(
     guest: SyntheticGuest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(page_rights, "_MOST_RUNS", 8)
+    monkeypatch.setattr(rights_findings, "_MOST_RUNS", 8)
     for number in range(4):
         table = 0x1A0_0000 + 4096 * number
         guest.poke(table, bytes(guest.ram[guest.root : guest.root + 4096]))
