@@ -3,9 +3,10 @@
 Lists of owners are guest memory, so that a name on a list proves nothing: whoever can write there owns what
 he likes. Each kind of owner therefore has one file that says what its pages may hold, and compares:
 
-    bpf_pages       packs, trampolines, dispatchers; with bpf_lists (what the kernel says is there),
-                    bpf_code (instructions), stack_frame (code that may write nothing else), bpf_calls
-                    (where code may lead), bpf_generated (trampolines, dispatchers)
+    bpf_pages       packs, trampolines, dispatchers, allocation by allocation; with bpf_images (one piece of
+                    code: what it is, and whether it may lead where it does), bpf_lists (what the kernel says
+                    is there), bpf_code (instructions), stack_frame (code that may write nothing else),
+                    bpf_calls (where code may lead), bpf_generated (trampolines, dispatchers)
     ftrace_pages    trampolines of function tracing
     kprobe_pages    copies of probed instructions
     thunk_pages     indirect branches made at run time

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from affiant.kernel.page_content import bpf_pages
+from affiant.kernel.page_content import bpf_images, bpf_pages, remembered_code
 from affiant.kernel.page_content.bpf_lists import CHUNK, BpfLists, BpfPack, BpfProgram, BpfSymbol
 from affiant.kernel.page_content.bpf_pages import BpfPages
 from affiant.kernel.page_content.claim import Claim
@@ -471,7 +471,7 @@ def test_more_new_code_than_a_look_reads_is_left_to_the_next(
     pack: Pack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A hostile guest cannot keep a monitor busy; an honest one is judged whole after a few looks."""
-    monkeypatch.setattr(bpf_pages, "_MOST_DECODED", 1)
+    monkeypatch.setattr(bpf_images, "_MOST_DECODED", 1)
     pages = BpfPages(pack.world.seen)
     for _ in range(2):
         with pytest.raises(UnavailableError):
@@ -484,34 +484,34 @@ def test_code_that_is_another_in_each_look_is_not_all_remembered(
     pack: Pack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A guest whose new code is never read to its end would have all of it kept, look after look."""
-    monkeypatch.setattr(bpf_pages, "_MOST_DECODED", 1)
-    monkeypatch.setattr(bpf_pages, "_MOST_KEPT", 8 << 10)
+    monkeypatch.setattr(bpf_images, "_MOST_DECODED", 1)
+    monkeypatch.setattr(remembered_code, "MOST_KEPT", 8 << 10)
     pages = BpfPages(pack.world.seen)
     for number in range(64):
         body = b"\xb8" + number.to_bytes(4, "little")
         pack.program(0, body + pack.call(0, len(ENTRY) + 5, BPF_HELPER + SLIDE), f"bpf_prog_{number}")
         with pytest.raises(UnavailableError):
             pack.look(pages)
-    assert 0 < len(pages._kept) <= 16
-    assert len(pages._well_before) <= 16
+    assert 0 < len(pages._images.read.before) <= 16
+    assert len(pages._well.before) <= 16
 
 
 def test_of_code_that_there_is_no_room_for_none_is_remembered(
     pack: Pack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One page of RAM that is mapped as all packs is as much code as there is room for packs."""
-    monkeypatch.setattr(bpf_pages, "_MOST_KEPT", 600)
+    monkeypatch.setattr(remembered_code, "MOST_KEPT", 600)
     pages = BpfPages(pack.world.seen)
     (claim,) = pack.look(pages)
     assert (claim.pieces, claim.faults) == (3, ())
-    assert len(pages._read) + len(pages._well) <= 1
+    assert len(pages._images.read.now) + len(pages._well.now) <= 1
 
 
 @pytest.mark.parametrize(("room", "kept"), [(SIZE, 1), (SIZE - 1, 0)])
 def test_packs_are_remembered_within_a_bound_and_judged_beyond_it(
     pack: Pack, monkeypatch: pytest.MonkeyPatch, room: int, kept: int
 ) -> None:
-    monkeypatch.setattr(bpf_pages, "_MOST_KEPT", room)
+    monkeypatch.setattr(bpf_pages, "_MOST_IN_PACKS", room)
     pages = BpfPages(pack.world.seen)
     first = pack.look(pages)
     assert len(pages._packs) == kept
