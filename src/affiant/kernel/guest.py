@@ -302,6 +302,8 @@ class Guest:
         """
         if "text_content" in vars(self._prepared):
             self.text_content.forget()
+        for image in vars(self._prepared).get("vdso", ()):
+            image.content.forget()
         if self._prepared.module_judge is not None:
             self._prepared.module_judge.forget()
         if self._prepared.page_owners is not None:

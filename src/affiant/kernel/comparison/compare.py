@@ -70,6 +70,10 @@ class SiteJudge(Protocol):
         """The region as it was last found legal."""
 
     @property
+    def raw(self) -> bytearray | None:
+        """The same bytes, where they can be compared by memcmp."""
+
+    @property
     def classes(self) -> frozenset[SiteClass]:
         """The classes that are judged."""
 
@@ -100,9 +104,11 @@ def compare_region(
     """
     extents = space.extents(region.start, region.end)
     anew = content is not None and content.begin()
-    known = region.expected if content is None else content.accepted
+    known, raw = (region.expected, region.raw) if content is None else (content.accepted, content.raw)
     nothing = np.empty(0, dtype=np.int64)
-    chunks = None if anew else _changed_chunks(memory, extents, known, region)
+    chunks = None if anew else _changed_chunks(memory, extents, known, region, raw)
+    if chunks is not None and not chunks and content is None:
+        return _as_expected(region, extents, location)
     if chunks is not None:
         # As it was last found legal, to the byte, but for a few chunks: only these are copied.
         live, unread, changed = known, 0, nothing
@@ -145,12 +151,25 @@ def compare_region(
         unexplained=tuple(unexplained[:MOST_DIFFERENCES]),
         unexplained_bytes=alien_runs.bytes + sum(run.length for run in wrong),
         left_out=max(0, len(alien_runs.firsts) + len(wrong) - MOST_DIFFERENCES),
-        displaced=tuple(run for run in extents if run.physical != location.physical(run.start))[
-            :MOST_DIFFERENCES
-        ],
-        writable=sum(run.size for run in extents if run.writable),
+        **_mapped(extents, location),
         **_judged(verdict),
     )
+
+
+def _as_expected(
+    region: CodeRegion, extents: tuple[Extent, ...], location: KernelLocation
+) -> RegionComparison:
+    """Return what is told of a region that holds what is expected, to the byte."""
+    compared = sum(end - start for start, end in region.pieces or ())
+    return RegionComparison(region.name, compared, 0, 0, {}, (), (), 0, 0, **_mapped(extents, location))
+
+
+def _mapped(extents: tuple[Extent, ...], location: KernelLocation) -> dict[str, Any]:
+    displaced = (run for run in extents if run.physical != location.physical(run.start))
+    return {
+        "displaced": tuple(displaced)[:MOST_DIFFERENCES],
+        "writable": sum(run.size for run in extents if run.writable),
+    }
 
 
 def _judged(verdict: Verdict | None) -> dict[str, Any]:
@@ -170,6 +189,8 @@ def _differing_by_class(
     """Count the bytes inside sites that are not as linked, by class; `changed` are those not legal yet."""
     if content is None:
         counts = _by_kind(region.kinds[changed])
+    elif not len(changed):
+        counts = content.explained
     else:
         # What is legal has been counted; of the rest, what stands there takes the place of what was legal.
         expected, kinds = region.expected[changed], region.kinds[changed]
@@ -189,7 +210,11 @@ def _by_kind(kinds: NDArray[np.uint8]) -> NDArray[np.int64]:
 
 
 def _changed_chunks(
-    memory: GuestMemory, extents: tuple[Extent, ...], known: NDArray[np.uint8], region: CodeRegion
+    memory: GuestMemory,
+    extents: tuple[Extent, ...],
+    known: NDArray[np.uint8],
+    region: CodeRegion,
+    raw: bytearray | None,
 ) -> list[tuple[int, int, int]] | None:
     """Return the chunks (offset, physical address, size) that do not hold what is known where it counts.
 
@@ -204,6 +229,9 @@ def _changed_chunks(
             return None
         for start, end in region.pieces:
             first, last = max(start, offset), min(end, offset + run.size)
+            place = run.physical + first - offset
+            if raw is not None and first < last and memory.holds_part(place, raw, first, last):
+                continue
             for at in range(first, last, _CHUNK):
                 size = min(_CHUNK, last - at)
                 if not memory.holds(run.physical + at - offset, known[at : at + size]):

@@ -17,7 +17,8 @@ from affiant.kernel.comparison.compare import RegionComparison
 from affiant.kernel.comparison.difference import Difference
 from affiant.kernel.comparison.differing import MOST_DIFFERENCES
 from affiant.kernel.comparison.regions import CodeRegion
-from affiant.kernel.machine.memory import MemoryFault
+from affiant.kernel.machine.memory import KeptRanges, MemoryFault
+from affiant.kernel.machine.paging import Extent
 from affiant.kernel.reference.image import ReferenceImage
 from affiant.kernel.site_content.function_types import FunctionTypes
 from affiant.kernel.site_content.image import KernelImage
@@ -48,11 +49,15 @@ class InitPointers:
             inside = (self._words >= np.uint64(region.start)) & (self._words < np.uint64(region.end))
             self._words = self._words[~inside]
         begin = int(self._words.min(initial=last + image.slide))
-        self._row = begin, (last + image.slide - begin) // _POINTER
+        self._row = begin, begin + (last + image.slide - begin) // _POINTER * _POINTER
         self._in_row = ((self._words - np.uint64(begin)) // np.uint64(_POINTER)).astype(np.int64)
         self._places, self._linked = _linked_functions(image, reference, first, last)
         self._is_place = np.isin(self._words, self._places)
-        self._found: tuple[NDArray[np.uint64], NDArray[np.uint64], RegionComparison] | None = None
+        found = np.searchsorted(self._words, self._places)
+        # None unless each place is one of the words.
+        whole = len(self._places) == np.count_nonzero(self._is_place)
+        self._place_in_row = self._in_row[found] if whole else None
+        self._kept: tuple[tuple[Extent, ...], KeptRanges, RegionComparison] | None = None
 
     def compare(self) -> RegionComparison | None:
         """Return what the pointers lead to; None if the kernel has no such data.
@@ -63,16 +68,27 @@ class InitPointers:
         image, words = self._image, self._words
         if not len(words):
             return None
+        if self._kept is not None and self._still_holds(self._kept):
+            return self._kept[2]
+        self._kept = None
         try:
-            held, live = image.row(*self._row)[self._in_row], image.words(self._places)
+            extents = image.space.extents(*self._row)
+            row = image.row(self._row[0], (self._row[1] - self._row[0]) // _POINTER)
+            live = image.words(self._places) if self._place_in_row is None else row[self._place_in_row]
         except MemoryFault:
             return _comparison(0, len(words) * _POINTER, [])
-        before = self._found
-        if before is not None and np.array_equal(before[0], held) and np.array_equal(before[1], live):
-            return before[2]  # all else follows from the reference
-        found = self._judge(held, live)
-        self._found = held, live, found
+        found = self._judge(row[self._in_row], live)
+        if self._place_in_row is not None:
+            # All else follows from the reference.
+            content = row.astype("<u8", copy=False).view(np.uint8)
+            parts = ((run.physical, content[run.start - self._row[0] :][: run.size]) for run in extents)
+            self._kept = extents, image.memory.keep(parts), found
         return found
+
+    def _still_holds(self, kept: tuple[tuple[Extent, ...], KeptRanges, RegionComparison]) -> bool:
+        """Tell whether all of the data is where it was, and holds what it held: pointers are part of it."""
+        extents, held, _ = kept
+        return self._image.space.extents(*self._row) is extents and self._image.memory.still_holds(held)
 
     def _judge(self, held: NDArray[np.uint64], live: NDArray[np.uint64]) -> RegionComparison:
         """Judge all words, and those that were linked as pointers to functions."""

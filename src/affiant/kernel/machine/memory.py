@@ -285,6 +285,19 @@ class GuestMemory:
             np.array_equal(live[words:], expected[words:])
         )
 
+    def holds_part(self, address: int, expected: bytearray, start: int, end: int) -> bool:
+        """Tell whether RAM at a physical address holds the bytes of `expected` from `start` to `end`.
+
+        By memcmp, of which there is no other on parts of arrays; False outside RAM.
+        """
+        if not 0 <= start <= end <= len(expected):
+            raise ValueError("not a part of what is expected")
+        offset = self._offset(address, end - start)
+        if offset is None:
+            return False
+        live = self._source(offset, end - start).view[offset : offset + end - start]
+        return expected.startswith(live, start)
+
     def integers(
         self, addresses: NDArray[np.uint64], width: int
     ) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:

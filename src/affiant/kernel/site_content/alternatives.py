@@ -186,6 +186,12 @@ class Alternatives:
                 yield replace(objection, site=before + objection.site)
             before += len(part.sites)
 
+    def heard(self) -> tuple[Mapping[int, tuple[int, int]], ...] | None:
+        """Return what the judgement of the same bytes depends on: the votes of fellows, each the same object
+        while it stands. None if it depends on more: on the functions that calls find in the guest's data.
+        """
+        return None if self._slot.any() else tuple(fellow.votes() for fellow in self._fellows)
+
     def votes(self) -> Mapping[int, tuple[int, int]]:
         """Return for each feature how many sites, as last judged, imply that it is missing, and there."""
         if self._votes is None:

@@ -67,8 +67,10 @@ class SiteContent:
         verified = weak_method(self._verified)
         self._probes = Probes(self._image, verified)
         self._hooks = hooks or FtraceHooks(self._image, verified)
-        self.accepted: NDArray[np.uint8] = region.expected.copy()
-        """The text as it was last found legal; do not change it."""
+        self.raw: bytearray | None = bytearray(region.expected)
+        """The text as it was last found legal, as an array of bytes; None if it is part of a larger one."""
+        self.accepted: NDArray[np.uint8] = np.frombuffer(self.raw, dtype=np.uint8)
+        """The same; do not change it."""
         self._due = True
         self._unknown = False
         self._look = partial(compare_region, memory, space, program.location, region)
@@ -120,7 +122,7 @@ class SiteContent:
     def keep_in(self, memory: NDArray[np.uint8]) -> None:
         """Keep what was found legal in a part of a larger array from now on."""
         memory[:] = self.accepted
-        self.accepted = memory
+        self.accepted, self.raw = memory, None
 
     def settle(
         self, live: NDArray[np.uint8] | None = None, compared: NDArray[np.bool_] | None = None

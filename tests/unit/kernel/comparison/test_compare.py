@@ -207,6 +207,38 @@ def test_read_only_data_is_compared_but_for_what_boot_fills() -> None:
     assert [run.address for run in found.unexplained] == [guest.running("__end_ro_after_init")]
 
 
+def test_read_only_data_is_compared_in_each_look_however_often_it_was_right() -> None:
+    """Each byte counts, the first and the last beside what boot fills too, and so does where it is mapped."""
+    guest = SyntheticGuest()
+    seen = guest.open()
+    (region,) = seen.rodata
+
+    def look() -> RegionComparison:
+        return compare_region(seen.memory, seen.kernel_space, seen.location, region)
+
+    healthy = look()
+    assert look() == healthy
+    assert region.skipped is not None
+    first, last = np.flatnonzero(region.skipped)[[0, -1]].tolist()
+    for at, differs in ((0, 1), (first - 1, 1), (first, 0), (last, 0), (last + 1, 1), (0x3FFF, 1)):
+        place = guest.physical(RODATA) + at
+        held = bytes(guest.ram[place : place + 1])
+        guest.poke(place, bytes([held[0] ^ 1]))
+        assert look().differing == differs, hex(at)
+        guest.poke(place, held)
+        assert look() == healthy
+    guest.poke(0x180_0000, bytes(guest.ram[guest.physical(RODATA) : guest.physical(RODATA) + (1 << 21)]))
+    guest.map(RODATA + SLIDE, 0x180_0000, 1 << 21)
+    assert [run.physical for run in look().displaced] == [0x180_0000]
+
+
+def test_raw_bytes_are_those_that_are_expected() -> None:
+    raw = bytearray(64)
+    nothing = np.zeros(64, dtype=np.uint8)
+    with pytest.raises(ValueError, match="raw"):
+        CodeRegion("text", LINK, nothing, nothing, np.empty(0, SITE), raw=raw)
+
+
 def test_a_flipped_system_call_is_named() -> None:
     guest = SyntheticGuest()
     seen = guest.open()

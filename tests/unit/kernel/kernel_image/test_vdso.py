@@ -83,6 +83,31 @@ def test_features_are_those_of_the_text_as_it_is_now(world: SiteWorld) -> None:
     assert told(world) == []
 
 
+def test_an_image_that_has_not_changed_is_judged_by_what_the_text_says_now(world: SiteWorld) -> None:
+    boots_with_the_feature(world)
+    world.write(VDSO + VDSO_SITE, FENCED)
+    assert [told(world) for _ in range(2)] == [[], []]
+    linked = world.seen.text
+    for name in ("alternative_1", "alternative_2", "alternative_3"):
+        at = world.guest.physical(PLACES[name]) - world.guest.physical(
+            linked.start - world.seen.location.slide
+        )
+        world.write(PLACES[name], linked.expected[at : at + len(CLAC)].tobytes())
+    collect(world.seen, ["kernel_text"])
+    assert told(world) == [(f"vdso_image_64+{VDSO_SITE:#x}", "alternative")]
+
+
+def test_a_look_anew_judges_an_image_that_has_not_changed(world: SiteWorld) -> None:
+    assert told(world) == []
+    (image,) = world.seen.vdso
+    world.seen.forget_verified()
+    taken: list[int] = []
+    take = image.content.rule.take
+    image.content.rule.take = lambda *sites: taken.append(1) or take(*sites)  # type: ignore[method-assign,func-returns-value]
+    assert [told(world) for _ in range(2)] == [[], []]
+    assert taken == [1]
+
+
 def test_an_image_that_the_reference_does_not_store_is_malformed(
     world: SiteWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:

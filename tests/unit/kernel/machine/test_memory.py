@@ -153,6 +153,10 @@ READS: dict[str, tuple[Callable[[GuestMemory], bytes], set[int]]] = {
     "read": (lambda memory: memory.read(HIGH, 8), {0x500}),
     "array": (lambda memory: memory.array(0x3000, 0x2001).tobytes(), {3, 4, 5}),
     "comparison": (lambda memory: bytes([memory.holds(0x6000, np.zeros(8, np.uint8))]), {6}),
+    "comparison of a part": (
+        lambda memory: bytes([memory.holds_part(0xB000, bytearray(24), 8, 16)]),
+        {11},
+    ),
     "integers": (
         lambda memory: memory.integers(np.array([0x7008, HIGH, 4 * MIB], np.uint64), 8)[0].tobytes(),
         {7, 0x500},

@@ -156,12 +156,14 @@ def test_a_pointer_that_boot_sets_may_choose_another_function(world: SiteWorld) 
 
 @pytest.mark.parametrize("target", [OTHER + SLIDE + 1, FOREIGN, 0x1234, MODULE_AREA + 0x40])
 def test_a_pointer_that_boot_sets_to_anything_else_is_found(world: SiteWorld, target: int) -> None:
+    assert [rodata(world)["unexplained"] for _ in range(2)] == [[], []]
     world.write(INIT_POINTER, target.to_bytes(8, "little"))
     (found,) = rodata(world)["unexplained"]
     assert (found["site"], found["address"]) == ("pointer", hex(INIT_POINTER + SLIDE))
 
 
 def test_a_word_that_leads_into_a_function_is_found(world: SiteWorld) -> None:
+    assert [rodata(world)["unexplained"] for _ in range(2)] == [[], []]
     world.write(INIT_POINTER + 0x40, (OTHER + SLIDE + 7).to_bytes(8, "little"))
     assert [run["reason"] for run in rodata(world)["unexplained"]] == ["leads into a function"]
 
