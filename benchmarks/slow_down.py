@@ -6,6 +6,9 @@ of its devices is saved, beside what it costs without. That holds all that eithe
 interruptions while registers are listed, cold caches, translations and mappings made again. The third is the
 time for which the vCPUs stood still, as a share of all time.
 
+What a look does to its neighbour on the host is told beside what any other program does to it that compares
+memory for as long, on the same processors: they share memory and caches, and no reader gets around that.
+
 Neither holds that looks take processor time of the host, of which the guest has less where it has no
 processors of its own. The clock would tell all at once, and on a busy host tells mostly of the others.
 
@@ -26,6 +29,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from affiant.assertions.bundle import packaged_library
 from affiant.assertions.engine import Engine
 from affiant.model.outcome import Outcome
@@ -36,9 +41,11 @@ from benchmarks.table import Row
 from lab.live_guest import LiveGuest
 from lab.monitoring import watch_over
 
-_MOST_ROUNDS, _MOST_SECONDS = 120, 240.0  # of each work: a busy machine comes to fewer rounds
+_MOST_ROUNDS, _MOST_SECONDS = 120, 150.0  # of each work: a busy machine comes to fewer rounds
 _RESAMPLED = 4000
 _STOPS_SECONDS = 75.0
+_LOOKS_TIMED = 40
+_COMPARED_BYTES = 8 << 20  # at once: some milliseconds' worth, more than a processor's own cache holds
 _MOST = 0.5  # percent
 _WORK = {
     "arithmetic of a shell": "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done",
@@ -58,11 +65,12 @@ class _Block:
 
 @dataclass(frozen=True, slots=True)
 class _Round:
-    """Two blocks of each kind: nothing meanwhile, look after look, save after save."""
+    """Two blocks of each kind: nothing meanwhile, look after look, save after save, memory compared."""
 
     without: tuple[_Block, _Block]
     looks: tuple[_Block, _Block]
     saves: tuple[_Block, _Block]
+    neighbour: tuple[_Block, _Block]
 
     def cost_ms(self, blocks: tuple[_Block, _Block]) -> float:
         """Return what one look or save cost, in milliseconds of processor time."""
@@ -82,12 +90,13 @@ def rows() -> list[Row]:
     with Engine(packaged_library()) as engine, watch_over(live, engine) as watch:
         look = _healthy(watch)
         look()  # finds the kernel
+        neighbour = _Neighbour(look)
         stops = Stops(live)
         for what, work in _WORK.items():
             _block(live, work, None)  # the first only warms up
             rounds, end = _rounds.setdefault(what, []), time.monotonic() + _MOST_SECONDS
             while len(rounds) < _MOST_ROUNDS and time.monotonic() < end:
-                rounds.append(_round(live, work, look, backwards=bool(len(rounds) % 2)))
+                rounds.append(_round(live, work, look, neighbour, backwards=bool(len(rounds) % 2)))
         stops.taken()
         _count_stops(live, look, stops)
     return [
@@ -98,7 +107,11 @@ def rows() -> list[Row]:
             _median_ms(rounds, "without"),
         )
         for what, rounds in _rounds.items()
-        for kind, name in (("looks", "look after look"), ("saves", "devices' state saved again and again"))
+        for kind, name in (
+            ("looks", "look after look"),
+            ("saves", "devices' state saved again and again"),
+            ("neighbour", "another program compares memory"),
+        )
     ]
 
 
@@ -122,6 +135,11 @@ def notes() -> list[str]:
 
         low, high = _interval(rounds, whole)
         lines.append(f"| {what}: both and standing still | {whole(rounds):.3f} | {low:.3f} to {high:.3f} |")
+        low, high = _interval(rounds, _neighbours)
+        lines.append(
+            f"| for comparison, not counted: {what}: by another program that compares memory for as long "
+            f"| {_neighbours(rounds):.3f} | {low:.3f} to {high:.3f} |"
+        )
     lines.append(f"| standing still, {len(_stops)} stops at {looks} looks | {stood:.3f} | |")
     return [
         *lines,
@@ -143,8 +161,29 @@ def _healthy(watch: KernelWatch) -> Callable[[], None]:
     return look
 
 
-def _round(live: LiveGuest, work: str, look: Callable[[], None], *, backwards: bool) -> _Round:
-    done = {"without": None, "looks": look, "saves": live.launcher.machine_state}
+class _Neighbour:
+    """Compares memory, which is none of the guest's, for as long as a look takes."""
+
+    def __init__(self, look: Callable[[], None]) -> None:
+        took: list[float] = []
+        for _ in range(_LOOKS_TIMED):
+            began = time.perf_counter()
+            look()
+            took.append(time.perf_counter() - began)
+        self._seconds = statistics.median(took)
+        self._one = np.ones(_COMPARED_BYTES // 8, dtype=np.uint64)
+        self._other = self._one.copy()
+
+    def __call__(self) -> None:
+        end = time.perf_counter() + self._seconds
+        while time.perf_counter() < end:
+            np.array_equal(self._one, self._other)
+
+
+def _round(
+    live: LiveGuest, work: str, look: Callable[[], None], neighbour: _Neighbour, *, backwards: bool
+) -> _Round:
+    done = {"without": None, "looks": look, "saves": live.launcher.machine_state, "neighbour": neighbour}
     order = sorted(done, reverse=backwards)
     found: dict[str, list[_Block]] = {kind: [] for kind in done}
     for kind in (*order, *reversed(order)):
@@ -222,6 +261,10 @@ def _count_stops(live: LiveGuest, look: Callable[[], None], stops: Stops) -> Non
         thread.join()
     _stops.extend(stops.taken())
     _watched.append((seconds, looks))
+
+
+def _neighbours(rounds: Sequence[_Round]) -> float:
+    return statistics.median(each.cost_ms(each.neighbour) / 10 for each in rounds)
 
 
 def _rate(kind: str) -> float:
