@@ -127,12 +127,23 @@ class KernelImage:
         Raises MemoryFault unless all of them are mapped to RAM.
         """
         found = np.zeros(len(addresses), dtype=np.uint64)
+        for *_, near in self.neighbours(addresses, width):
+            found[near] = self._near_integers(addresses[near], width)
+        return found
+
+    def neighbours(
+        self, addresses: NDArray[np.uint64], width: int
+    ) -> list[tuple[int, int, NDArray[np.bool_]]]:
+        """Return the parts of addresses that are near each other: the first byte, the last one, and which.
+
+        The kernel's data is near each other, and each module's.
+        """
+        found: list[tuple[int, int, NDArray[np.bool_]]] = []
         left = np.ones(len(addresses), dtype=bool)
         while left.any():
-            # The kernel's data is near each other, and each module's.
             first = addresses[left].min()
             near = left & (addresses - first < np.uint64(_SPAN - width))
-            found[near] = self._near_integers(addresses[near], width)
+            found.append((int(first), int(addresses[near].max()) + width - 1, near))
             left &= ~near
         return found
 

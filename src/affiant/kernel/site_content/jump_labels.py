@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from affiant.kernel.reference.sites import SiteClass
 from affiant.kernel.site_content.branches import NOPS
+from affiant.kernel.site_content.fixed_integers import FixedIntegers
 from affiant.kernel.site_content.image import KernelImage
 from affiant.kernel.site_content.joining import share
 from affiant.kernel.site_content.rule import Objection, SiteSet, is_tail_of
@@ -37,7 +38,6 @@ class JumpLabels:
         self.sites = sites
         self._image = image
         self._target, self._key, self._branch = _entries(image, sites)
-        self._keys, self._of_key = np.unique(self._key, return_inverse=True)
         self._jump, self._nop = self._forms()
         self._inside = np.arange(_NEAR) < sites.length[:, None]
         linked = image.linked(sites.offset, _NEAR)
@@ -45,6 +45,7 @@ class JumpLabels:
         self._jumps = ~self._differs(linked, self._jump, everywhere)
         self._linked_jumps = self._jumps.copy()
         self._linked_legal = self._jumps | ~self._differs(linked, self._nop, everywhere)
+        self._know(image)
 
     @classmethod
     def joined(cls, image: KernelImage, sites: SiteSet, parts: Sequence[Self]) -> Self:
@@ -53,8 +54,15 @@ class JumpLabels:
         whole.sites, whole._image = sites, image
         share(whole, parts, "_target", "_key", "_branch", "_jump", "_nop", "_inside", "_jumps")
         share(whole, parts, "_linked_jumps", "_linked_legal")
-        whole._keys, whole._of_key = np.unique(whole._key, return_inverse=True)
+        whole._know(image)
         return whole
+
+    def _know(self, image: KernelImage) -> None:
+        """Work out what does not depend on one site."""
+        self._keys, self._of_key = np.unique(self._key, return_inverse=True)
+        self._counts = FixedIntegers(image, self._keys, 4)
+        # What the keys held, and which sites jumped, when all agreed.
+        self._agreed: tuple[NDArray[np.uint64], NDArray[np.bool_]] | None = None
 
     def take(self, indices: NDArray[np.int64], found: NDArray[np.uint8]) -> NDArray[np.bool_]:
         """See `Rule`: the jump to the site's own target, or the no-operation of its length."""
@@ -78,7 +86,12 @@ class JumpLabels:
 
     def review(self) -> Iterable[Objection]:
         """See `Rule`: yields sites that their key contradicts; changing a key takes moments."""
-        counts = self._image.integers(self._keys, 4).astype(np.uint32).view(np.int32)[self._of_key]
+        held = self._counts.read()
+        if self._agreed is not None and all(map(np.array_equal, self._agreed, (held, self._jumps))):
+            return
+        self._agreed = None
+        odd = False
+        counts = held.astype(np.uint32).view(np.int32)[self._of_key]
         expected = (counts > 0) ^ self._branch
         for index in np.flatnonzero((expected != self._jumps) | (counts == _ENABLING)).tolist():
             if counts[index] == _ENABLING and self._jumps[index] == (not self._branch[index]):
@@ -86,12 +99,15 @@ class JumpLabels:
             state = "enabled" if counts[index] > 0 else "disabled"
             name = self._image.program.describe(int(self._key[index]))
             right = self._jump if expected[index] else self._nop
+            odd = True
             yield Objection(
                 index,
                 f"{'jumps' if self._jumps[index] else 'does not jump'}, and its key {name} is {state}",
                 passing=True,
                 allowed=(right[index, : int(self.sites.length[index])].tobytes(),),
             )
+        if not odd:
+            self._agreed = held, self._jumps.copy()
 
     def _forms(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         count = len(self.sites)

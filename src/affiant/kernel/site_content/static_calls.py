@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from affiant.kernel.machine.memory import MemoryFault
 from affiant.kernel.reference.sites import SiteClass
 from affiant.kernel.site_content.branches import CALL, JUMP, NOP5, branches, five_bytes, targets
+from affiant.kernel.site_content.fixed_integers import FixedIntegers
 from affiant.kernel.site_content.function_types import FunctionTypes
 from affiant.kernel.site_content.image import KernelImage
 from affiant.kernel.site_content.joining import share
@@ -67,6 +68,9 @@ class StaticCalls:
         self._return = find("__static_call_return") or 0
         self._thunks = set(image.named(r"\w+_return_thunk").values())
         self._keys, self._of_key = np.unique(self._key, return_inverse=True)
+        self._functions = FixedIntegers(image, self._keys, 8)
+        # What the keys held, and where the sites led, when all was in order by the reference alone.
+        self._agreed: tuple[NDArray[np.uint64], NDArray[np.uint64]] | None = None
         self._types = FunctionTypes(image)
         self._good: set[tuple[int, int]] = set()
 
@@ -126,14 +130,20 @@ class StaticCalls:
     def review(self) -> Iterable[Objection]:
         """See `Rule`: yields sites that their key contradicts, and keys that hold what they must not."""
         keys, of_key = self._keys, self._of_key
-        functions = self._image.words(keys)
-        legal = self._legal_functions(keys, functions, of_key)
+        functions = self._functions.read()
+        if self._agreed is not None and all(map(np.array_equal, self._agreed, (functions, self._held))):
+            return
+        self._agreed = None
+        legal, vouched = self._legal_functions(keys, functions, of_key)
         expected = functions[of_key]
         counted = self._counted(expected)
         settled = (self._held == _UNCHANGED) | (self._held == expected) | (self._held == counted)
         settled |= (expected == _NOTHING) & (self._held == np.uint64(self._return)) & bool(self._return)
-        for index in np.flatnonzero(~settled | ~legal[of_key]).tolist():
+        odd = np.flatnonzero(~settled | ~legal[of_key]).tolist()
+        for index in odd:
             yield self._objection(index, int(expected[index]), legal=bool(legal[of_key][index]))
+        if not odd and not vouched:
+            self._agreed = functions, self._held.copy()
 
     def _objection(self, index: int, function: int, *, legal: bool) -> Objection:
         describe = self._image.program.describe
@@ -160,7 +170,8 @@ class StaticCalls:
 
     def _legal_functions(
         self, keys: NDArray[np.uint64], functions: NDArray[np.uint64], of_key: NDArray[np.int64]
-    ) -> NDArray[np.bool_]:
+    ) -> tuple[NDArray[np.bool_], bool]:
+        """Return which functions may be there, and whether others were asked to vouch for some of them."""
         default = np.zeros(len(keys), dtype=np.uint64)
         default[of_key] = self._default
         legal = np.asarray((functions == default) | (functions == _NOTHING), dtype=np.bool_)
@@ -179,7 +190,7 @@ class StaticCalls:
         for index, dispatches in zip(left.tolist(), dispatching.tolist(), strict=True):
             function = int(functions[index])
             legal[index] = (dispatches and function in generated) or function in modules
-        return legal
+        return legal, bool(len(left))
 
     def _dispatches(self, key: int) -> bool:
         return _DISPATCHER.fullmatch(self._image.program.describe(key)) is not None

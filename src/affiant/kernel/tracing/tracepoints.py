@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from affiant.kernel.machine.memory import MemoryFault
 from affiant.kernel.objects.program import KernelProgram
+from affiant.kernel.site_content.fixed_integers import FixedIntegers
 from affiant.kernel.site_content.image import KernelImage
 from affiant.kernel.walks.known_walks import looked_through
 from affiant.kernel.walks.lists import list_entries
@@ -32,6 +33,7 @@ _FUNCTION: Final = "struct tracepoint_func"
 _EXTENSION: Final = "struct tracepoint_ext"
 _RAW: Final = "struct bpf_raw_event_map"
 _MODULE: Final = "struct module"
+_POINTER: Final = 8
 _RAW_STRIDE: Final = 32  # __BPF_DECLARE_TRACE() aligns each entry so
 _POINTERS: Final = (
     *("name", "static_call_key", "static_call_tramp", "iterator", "probestub"),
@@ -112,7 +114,7 @@ class Tracepoints:
         program = self.image.program
         if not len(self.addresses):
             return TracepointLook(0, 0, (), ())
-        funcs = self.image.words(self.addresses + np.uint64(program.offset(_TRACEPOINT, "funcs")))
+        funcs = self._funcs.read()
         callbacks = [
             callback
             for index in np.flatnonzero(funcs).tolist()
@@ -122,9 +124,22 @@ class Tracepoints:
         for name, held in looked_through(memory, _in_modules):
             count += 1
             callbacks += _functions(program, memory, name, held) if held else ()
-        changed = [change for pointers in self._linked for change in self._compare(*pointers)]
-        compared = sum(len(places) for _, places, _ in self._linked)
-        return TracepointLook(count, compared, tuple(callbacks), tuple(changed))
+        expected, pointers_now = self._all_linked
+        changed: list[ChangedPointer] = []
+        if not np.array_equal(pointers_now.read(), expected):
+            changed = [change for pointers in self._linked for change in self._compare(*pointers)]
+        return TracepointLook(count, len(expected), tuple(callbacks), tuple(changed))
+
+    @cached_property
+    def _funcs(self) -> FixedIntegers:
+        places = self.addresses + np.uint64(self.image.program.offset(_TRACEPOINT, "funcs"))
+        return FixedIntegers(self.image, places, _POINTER)
+
+    @cached_property
+    def _all_linked(self) -> tuple[NDArray[np.uint64], FixedIntegers]:
+        """What was linked at all of `_linked`, and what is there now."""
+        places, linked = (np.concatenate(columns) for columns in list(zip(*self._linked, strict=True))[1:])
+        return linked, FixedIntegers(self.image, places, _POINTER)
 
     @cached_property
     def _linked(self) -> tuple[tuple[str, NDArray[np.uint64], NDArray[np.uint64]], ...]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from affiant.kernel.facts.registry import collect
+from affiant.kernel.machine.memory import MemoryFault
+from affiant.kernel.site_content.fixed_integers import FixedIntegers
 from affiant.kernel.site_content.function_types import FunctionTypes
 from affiant.kernel.site_content.image import KernelImage
 from tests.unit.kernel.site_content.site_looks import (
@@ -124,6 +127,54 @@ def test_copies_of_a_function_of_a_header_are_alike(
 def test_a_key_that_leads_out_of_the_kernel_names_its_target(world: SiteWorld) -> None:
     world.write(CALL_KEY, FOREIGN.to_bytes(8, "little"))
     assert {run.culprit for run in world.look().unexplained} == {FOREIGN}
+
+
+def test_keys_and_sites_are_held_against_each_other_in_each_look_however_often_they_agreed(
+    world: SiteWorld,
+) -> None:
+    """Whichever of the two changes, and back."""
+    label, call = PLACES["label_near"], PLACES["static_call"]
+    changes = (
+        (KEY_NEAR, b"\1\0\0\0", "jump_label"),
+        (label, near(0xE9, label, label + 0x200), "jump_label"),
+        (CALL_KEY, (OTHER + SLIDE).to_bytes(8, "little"), "static_call"),
+        (call, near(0xE8, call, OTHER), "static_call"),
+    )
+    for place, content, kind in changes:
+        for _ in range(2):
+            assert (wrong(world), passing(world)) == ([], [])
+        before = world.write(place, content)
+        for _ in range(2):
+            assert kind in {site for site, _ in (*wrong(world), *passing(world))}, hex(place)
+        world.write(place, before)
+    assert (wrong(world), passing(world)) == ([], [])
+
+
+def test_integers_at_fixed_addresses_are_those_of_now(world: SiteWorld) -> None:
+    """Those of other pages that are mapped there, too, and those that lie in two pages."""
+    guest, place = world.guest, MODULE_AREA + 0x20_0000
+    for page in range(4):
+        guest.poke(0x180_0000 + 4096 * page, bytes([page + 1]) * 4096)
+    for page in range(2):
+        guest.map(place + 4096 * page, 0x180_0000 + 4096 * page, 4096)
+    image = KernelImage(world.seen.memory, world.seen.kernel_space, world.seen.program, world.seen.text)
+    aligned = FixedIntegers(image, np.array([place, place + 4096, CALL_KEY + SLIDE], dtype=np.uint64), 8)
+    across = FixedIntegers(image, np.array([place + 4092], dtype=np.uint64), 8)
+    words = [int.from_bytes(bytes([page + 1]) * 8, "little") for page in range(4)]
+    assert [aligned.read().tolist() for _ in range(2)] == 2 * [[words[0], words[1], CALLEE + SLIDE]]
+    assert across.read().tolist() == [words[0] >> 32 | words[1] >> 32 << 32]
+    guest.poke(0x180_0000, bytes([9]))
+    world.write(CALL_KEY, bytes(8))
+    assert aligned.read().tolist() == [words[0] + 8, words[1], 0]
+    guest.map(place + 4096, 0x180_3000, 4096)
+    assert aligned.read().tolist() == [words[0] + 8, words[3], 0]
+    assert across.read().tolist() == [words[0] >> 32 | words[3] >> 32 << 32]
+    guest.map(place, 1 << 40, 4096)
+    for integers in (aligned, across):
+        with pytest.raises(MemoryFault):
+            integers.read()
+    empty = FixedIntegers(image, np.empty(0, dtype=np.uint64), 8)
+    assert [len(empty.read()) for _ in range(2)] == [0, 0]
 
 
 def test_keys_that_cannot_be_read_leave_their_sites_unjudged(world: SiteWorld) -> None:
