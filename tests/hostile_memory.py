@@ -70,9 +70,7 @@ class TracedMemory(GuestMemory):
     def still_holds(self, kept: KeptRanges) -> bool:
         if self.trace is not None:
             for address, content in zip(kept.addresses, kept.contents, strict=True):
-                if len(content) == PAGE_SIZE:
-                    self.trace.tables.add(address)
-                else:
+                if len(content) < PAGE_SIZE:  # whole pages are code, and tables that were walked before
                     self._note(address, len(content))
         return super().still_holds(kept)
 
@@ -104,6 +102,7 @@ def traced(guest: Guest) -> Iterator[Trace]:
         return data
 
     memory.trace = trace
+    guest.kernel_space._walks.clear()  # page tables that are walked anew are traced
     program.read = noted  # type: ignore[method-assign]
     # Queries copy whole pages first; what they look at in those is what matters.
     Snapshot.read = noted_in_page  # type: ignore[method-assign]

@@ -338,7 +338,7 @@ class GuestMemory:
             into[~readable] = 0
         return readable
 
-    def keep(self, ranges: Iterable[tuple[int, bytes | NDArray[Any]]]) -> KeptRanges:
+    def keep(self, ranges: Iterable[tuple[int, bytes | memoryview | NDArray[Any]]]) -> KeptRanges:
         """Keep what was read of some ranges, to be compared by `still_holds`: physical addresses, and bytes.
 
         Raises MemoryFault if one is not RAM.

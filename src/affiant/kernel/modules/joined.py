@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from affiant.kernel.comparison.regions import CodeRegion
-from affiant.kernel.machine.memory import PAGE_SIZE
+from affiant.kernel.machine.memory import PAGE_SIZE, KeptRanges
 from affiant.kernel.modules.frames import ModuleFrames
 from affiant.kernel.modules.places import ModuleKey
 from affiant.kernel.modules.references import KnownModule
@@ -32,6 +32,8 @@ from affiant.kernel.site_content.joining import JoinedImage
 __all__ = ["JoinedModules"]
 
 _PAGES_AT_ONCE: Final = 128  # half a MiB, which a processor's cache holds
+_MOST_KEPT: Final = 8192  # pages whose content is kept as it was found: 32 MiB
+_PAGE_BITS: Final = np.uint64(12)
 _BEYOND: Final = 1  # a page behind the last one: sites are read in rows that may reach beyond their region
 
 
@@ -74,6 +76,9 @@ class JoinedModules:
         self._texts = {
             number: (content, place) for (number, _, content), place in zip(coded, places, strict=False)
         }
+        # What all pages held when they were last compared and none differed: where they are, what they held,
+        # and how often what is legal had changed by then.
+        self._kept: tuple[NDArray[np.uint64], KeptRanges, int] | None = None
         self._text_ends = _Spans([region for _, region, _ in coded])
         self._coded = np.array([number for number, *_ in coded], dtype=np.int64)
         self._content = JoinedContent(
@@ -125,13 +130,34 @@ class JoinedModules:
         differs = (rows.view(np.uint8) ^ self._wanted[own]) & self._compared[own]
         return bool(mapped[own].all() and readable.all() and not differs.any())
 
+    def _as_before(self, kernel: RunningKernel) -> bool:
+        """Tell whether all pages hold what they held when nothing was missing and all of it was legal.
+
+        They are where they were, and what is legal is what it was.
+        """
+        if self._kept is None:
+            return False
+        frames, held, changes = self._kept
+        return (
+            self._frames.find(kernel)[0] is frames
+            and self._changes() == changes
+            and kernel.memory.still_holds(held)
+        )
+
+    def _changes(self) -> int:
+        return sum(content.changes for content, _ in self._texts.values())
+
     def _compare(self, kernel: RunningKernel, *, keep: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Copy all pages, and compare the copies with what was found legal.
 
         Returns the pages that are not in RAM, and those that differ where it counts. The copies of all pages
         are of use afterwards if they are to be kept.
         """
+        if not keep and self._as_before(kernel):
+            return _joined([]), _joined([])
+        self._kept = None
         frames, there = self._frames.find(kernel)
+        content = bytearray() if len(frames) <= _MOST_KEPT else None
         wanted, counts = self._wanted.view(np.uint64), self._compared.view(np.uint64)
         found: list[NDArray[np.int64]] = []
         for first, end in _pieces(len(frames)):
@@ -141,7 +167,15 @@ class JoinedModules:
                 there = there.copy()
                 there[first:end] &= readable
             found += self._differing(live, first, wanted, counts)
-        return np.flatnonzero(~there), _joined(found)
+            if content is not None:
+                content += live.tobytes()
+        missing, changed = np.flatnonzero(~there), _joined(found)
+        if content is not None and not len(missing) and not len(changed):
+            pages = memoryview(content)
+            places = zip((frames << _PAGE_BITS).tolist(), range(0, len(content), PAGE_SIZE), strict=True)
+            held = kernel.memory.keep((address, pages[at : at + PAGE_SIZE]) for address, at in places)
+            self._kept = frames, held, self._changes()
+        return missing, changed
 
     def _unlike_linked(self) -> NDArray[np.int64]:
         """Return the pages of text whose copy differs from what was linked, where no site explains it."""

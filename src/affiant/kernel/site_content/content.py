@@ -71,6 +71,8 @@ class SiteContent:
         """The text as it was last found legal, as an array of bytes; None if it is part of a larger one."""
         self.accepted: NDArray[np.uint8] = np.frombuffer(self.raw, dtype=np.uint8)
         """The same; do not change it."""
+        self.changes = 0
+        """Grows when `accepted` may hold something else."""
         self._due = True
         self._unknown = False
         self._look = partial(compare_region, memory, space, program.location, region)
@@ -121,6 +123,7 @@ class SiteContent:
 
     def keep_in(self, memory: NDArray[np.uint8]) -> None:
         """Keep what was found legal in a part of a larger array from now on."""
+        self.changes += 1
         memory[:] = self.accepted
         self.accepted, self.raw = memory, None
 
@@ -133,6 +136,7 @@ class SiteContent:
         """
         self._due = self._unknown = False
         if live is not None:
+            self.changes += 1
             np.copyto(self.accepted, live, where=True if compared is None else compared)
             self._counted.forget()
 
@@ -148,6 +152,7 @@ class SiteContent:
         anew = self._due or self._unknown
         self._due = self._unknown = False
         if anew:
+            self.changes += 1
             self.accepted[:] = self._region.expected
             self._counted.all_as_linked()
         return anew
@@ -272,6 +277,7 @@ class SiteContent:
         legal = rule.take(sites, rows)
         kept, own = (sites, rows) if legal.all() else (sites[legal], rows[legal])
         masks, apart = self._spans.masks[look.number][kept], self._spans.apart[look.number]
+        self.changes += 1
         before = put_rows(self.accepted, rule.sites.offset[kept], own, masks, apart=apart)
         self._counted.changed(look.number, kept, before, own, masks)
         wrong = np.flatnonzero(~legal)[:_MOST_OBJECTIONS].tolist()

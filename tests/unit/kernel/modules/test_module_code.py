@@ -702,6 +702,34 @@ def test_keys_are_asked_in_every_look_though_no_byte_of_code_changed(tmp_path: P
     assert loaded.verdict() == "as packaged"
 
 
+def test_code_that_is_again_what_it_was_before_is_held_against_what_is_legal_now(tmp_path: Path) -> None:
+    """What was legal once, to the byte, is not what its key asks for by now."""
+    loaded = Loaded(tmp_path, module=module_with_a_static_call(), more=("other",))
+    key, nothing = MODULE_PHYSICAL + 8192 + 16, bytes.fromhex("0f1f440000")
+    function, call = loaded.guest.poke(key, bytes(8)), loaded.guest.poke(STATIC_CALL, nothing)
+    assert [loaded.odd() for _ in range(3)] == [[], [], []]
+    loaded.guest.poke(key, function)
+    loaded.guest.poke(STATIC_CALL, call)
+    assert loaded.odd() == []
+    loaded.guest.poke(STATIC_CALL, nothing)
+    assert [name for name, _ in loaded.odd()] == ["first"]
+    loaded.guest.poke(STATIC_CALL, call)
+    assert [loaded.odd() for _ in range(3)] == [[], [], []]
+
+
+def test_code_that_is_mapped_elsewhere_is_compared_there(tmp_path: Path) -> None:
+    """A changed copy, in place of pages that nobody has touched."""
+    loaded = Loaded(tmp_path, more=("other", "third"))
+    assert [loaded.odd() for _ in range(3)] == [[], [], []]
+    base, physical = loaded.places["other"]
+    copy = bytearray(loaded.guest.ram[physical : physical + 4096])
+    loaded.guest.poke(0x1F0_0000, bytes(copy))
+    loaded.guest.map(base, 0x1F0_0000, 4096, executable=True)
+    assert [loaded.odd() for _ in range(2)] == [[], []]
+    loaded.guest.poke(0x1F0_0000 + 20, b"\xf4")
+    assert loaded.odd() == [("other", "changed")]
+
+
 def test_a_key_that_cannot_be_read_is_no_module_as_packaged(tmp_path: Path) -> None:
     loaded = Loaded(tmp_path, module=module_with_a_static_call())
     loaded.look()
