@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from affiant.kernel.comparison.difference import Difference, Hook, Verdict
 from affiant.kernel.comparison.differing import MOST_DIFFERENCES, DifferingRuns, differing, without
 from affiant.kernel.comparison.regions import CodeRegion
+from affiant.kernel.machine.leaves import Extent
 from affiant.kernel.machine.memory import GuestMemory
-from affiant.kernel.machine.paging import AddressSpace, Extent
+from affiant.kernel.machine.paging import AddressSpace
 from affiant.kernel.objects.slide import KernelLocation
 from affiant.kernel.reference.sites import SiteClass
 

@@ -16,8 +16,9 @@ from affiant.kernel.comparison.regions import CodeRegion
 from affiant.kernel.facts.as_json import Json, bounded
 from affiant.kernel.facts.fact import Fact
 from affiant.kernel.guest import Guest
+from affiant.kernel.machine.leaves import Extent
 from affiant.kernel.machine.memory import PAGE_SIZE
-from affiant.kernel.machine.paging import AddressSpace, Extent
+from affiant.kernel.machine.paging import AddressSpace
 from affiant.kernel.modules.loaded import listed_modules, module_owners
 from affiant.kernel.page_tables.executable_pages import named_owners
 from affiant.kernel.transient.booting import is_booting

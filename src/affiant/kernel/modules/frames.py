@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from affiant.kernel.comparison.regions import CodeRegion
+from affiant.kernel.machine.leaves import Leaves
 from affiant.kernel.machine.memory import PAGE_SIZE
-from affiant.kernel.machine.paging import Leaves
 from affiant.kernel.page_tables.executable_pages import LAST_CODE_ADDRESS
 from affiant.kernel.running_kernel import RunningKernel
 

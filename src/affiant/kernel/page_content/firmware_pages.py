@@ -19,8 +19,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from affiant.kernel.machine.leaves import Leaves
 from affiant.kernel.machine.memory import GuestMemory
-from affiant.kernel.machine.paging import AddressSpace, Leaves
+from affiant.kernel.machine.paging import AddressSpace
 from affiant.kernel.page_content.claim import Claim, Fault
 from affiant.kernel.page_content.view import View
 from affiant.kernel.page_tables.address_roots import EFI_AREA

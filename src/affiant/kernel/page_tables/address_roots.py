@@ -22,8 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from affiant.kernel.machine.cpu import CpuState
+from affiant.kernel.machine.leaves import Leaves
 from affiant.kernel.machine.memory import PAGE_SIZE
-from affiant.kernel.machine.paging import AddressSpace, Leaves
+from affiant.kernel.machine.paging import AddressSpace
 from affiant.kernel.objects.program import KernelProgram
 from affiant.kernel.objects.slide import address_spaces
 from affiant.kernel.page_tables.table_owners import Root

@@ -17,8 +17,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from affiant.kernel.machine.leaves import Leaves
 from affiant.kernel.machine.memory import PAGE_SIZE
-from affiant.kernel.machine.paging import Leaves
 from affiant.kernel.objects.program import KernelProgram
 from affiant.model.errors import AffiantError
 

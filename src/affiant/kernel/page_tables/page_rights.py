@@ -16,8 +16,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+from affiant.kernel.machine.leaves import Leaves
 from affiant.kernel.machine.memory import PAGE_SIZE
-from affiant.kernel.machine.paging import AddressSpace, Leaves
+from affiant.kernel.machine.paging import AddressSpace
 from affiant.kernel.objects.program import KernelProgram
 from affiant.kernel.page_tables.address_roots import (
     KernelHalf,

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from affiant.kernel.machine.leaves import Leaves
 from affiant.kernel.machine.memory import PAGE_SIZE
-from affiant.kernel.machine.paging import Leaves
 from affiant.kernel.objects.slide import KERNEL_MAP
 from affiant.kernel.page_tables.address_roots import EFI_AREA, KernelHalf
 from affiant.kernel.page_tables.executable_pages import LAST_CODE_ADDRESS

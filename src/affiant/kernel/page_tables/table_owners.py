@@ -12,8 +12,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from affiant.kernel.machine.leaves import Leaves
 from affiant.kernel.machine.memory import PAGE_SIZE
-from affiant.kernel.machine.paging import AddressSpace, Leaves
+from affiant.kernel.machine.paging import AddressSpace
 from affiant.kernel.objects.program import KernelProgram
 from affiant.kernel.walks.lists import list_entries
 from affiant.model.errors import AffiantError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from affiant.kernel.machine.paging import Leaves
+from affiant.kernel.machine.leaves import Leaves
 from affiant.kernel.site_content.image import KernelImage
 
 __all__ = ["FixedIntegers"]

@@ -14,8 +14,8 @@ from typing import Concatenate, Final, ParamSpec, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from affiant.kernel.machine.leaves import Leaves
 from affiant.kernel.machine.memory import PAGE_SIZE
-from affiant.kernel.machine.paging import Leaves
 from affiant.kernel.objects.program import KernelProgram
 from affiant.kernel.walks.lists import Words
 from affiant.kernel.walks.snapshot import NotingSnapshot, Snapshot
