@@ -15,7 +15,8 @@ from qemu.qmp.legacy import QEMUMonitorProtocol
 from affiant.kernel.guest import Guest
 from affiant.kernel.machine.cpu import CpuState, parse_registers
 from affiant.kernel.machine.device_stream import parse_device_stream
-from affiant.kernel.machine.memory import GuestMemory, q35_below_4g_bytes
+from affiant.kernel.machine.memory import GuestMemory
+from affiant.kernel.machine.ram_layout import q35_below_4g_bytes
 from affiant.kernel.machine.saved_cpu import SavedCpus
 from affiant.kernel.reference import ReferenceImage
 from affiant.launcher.page_copies import PageCopies

@@ -17,7 +17,7 @@ import pytest
 from affiant.assertions.bundle import packaged_library
 from affiant.kernel.facts.registry import FACTS, collect
 from affiant.kernel.guest import Guest
-from affiant.kernel.machine.memory import q35_below_4g_bytes
+from affiant.kernel.machine.ram_layout import q35_below_4g_bytes
 from affiant.kernel.queries.answers import answer_queries
 from affiant.model.errors import AffiantError
 from affiant.model.query import Query

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from affiant.kernel.machine.memory import q35_below_4g_bytes
+from affiant.kernel.machine.ram_layout import q35_below_4g_bytes
 from affiant.vm.initramfs import READY_LINE
 from affiant.vm.machine import Machine
 from lab.guests import GuestPlan, LabGuest, plan_machine, start_guest

@@ -172,7 +172,7 @@ def _prepare(request: VmRequest, folder: Path, progress: Progress) -> tuple[VmSt
     progress("making the boot disk")
     boot = _make_boot(request, kernel, folder, cache)
     acceleration = detect_acceleration()
-    from affiant.kernel.machine.memory import q35_below_4g_bytes
+    from affiant.kernel.machine.ram_layout import q35_below_4g_bytes
 
     machine = Machine(
         name=request.name,

@@ -1,9 +1,7 @@
 """The guest's physical memory, mapped read-only from the file that QEMU backs it with.
 
-The RAM file is not physical address space: on a q35 machine with more memory than fits below the
-PCI hole, file offsets from `below_4g_bytes` on appear at physical 4 GiB. Addresses that no RAM
-answers to (the hole, device memory, the legacy video window) raise `MemoryFault`; they never read
-as zeros. What is read is live and hostile: copy once, then look at the copy.
+The RAM file is not physical address space (`ram_layout`). Addresses that no RAM answers to raise
+`MemoryFault`; they never read as zeros. What is read is live and hostile: copy once, then look at the copy.
 
 A look at one moment reads through the same object: `noted` tells which pages a look reads, somebody
 copies these pages while the guest stands still, and in `copied` they are read from there.
@@ -24,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from affiant.kernel.machine.page_set import PageSet
+from affiant.kernel.machine.ram_layout import PhysicalSegment, RamLayout, q35_below_4g_bytes
 from affiant.model.errors import SetupError, UnavailableError
 
 __all__ = [
@@ -31,39 +30,16 @@ __all__ = [
     "GuestMemory",
     "KeptRanges",
     "MemoryFault",
-    "PhysicalSegment",
     "SegmentReader",
-    "q35_below_4g_bytes",
 ]
 
 PAGE_SIZE = 4096
-_FOUR_GIB = 1 << 32
-# The CPU sees the VGA window (or SMRAM) here, not the RAM behind it.
-_VIDEO_WINDOW = (0xA0000, 0xC0000)
 # One read is at most this long; larger things are looked at through `view` or `array`.
 _LONGEST_READ = 64 << 20
 
 
 class MemoryFault(UnavailableError):  # noqa: N818 - a fault is what the field (and drgn) calls it
     """No RAM answers to an address that the guest's own structures led to."""
-
-
-@dataclass(frozen=True, slots=True)
-class PhysicalSegment:
-    """`size` bytes of RAM at physical `address`, found at `offset` of the RAM file."""
-
-    address: int
-    size: int
-    offset: int
-
-
-def q35_below_4g_bytes(memory_bytes: int) -> int:
-    """Return how much RAM QEMU's q35 machine puts below 4 GiB by default.
-
-    QEMU, hw/i386/pc_q35.c, pc_q35_init: 2 GiB if the guest has at least 2.75 GiB, else everything.
-    A machine started with `max-ram-below-4g` differs and must say so.
-    """
-    return 0x8000_0000 if memory_bytes >= 0xB000_0000 else memory_bytes
 
 
 _Ram = mmap.mmap | bytes | bytearray
@@ -126,10 +102,8 @@ class GuestMemory:
         `copies` is as long as `ram`: somebody puts copies of pages there, each at its own place.
         """
         size = len(ram)
-        if size == 0 or size % PAGE_SIZE or not 0 < below_4g_bytes <= size or below_4g_bytes % PAGE_SIZE:
+        if size == 0 or size % PAGE_SIZE or below_4g_bytes % PAGE_SIZE:
             raise ValueError("guest memory is a positive number of pages, split at a page")
-        if below_4g_bytes > _FOUR_GIB:
-            raise ValueError("more memory below 4 GiB than fits there")
         self._ram = ram
         self._descriptor = descriptor
         if copies is not None and len(copies) != size:
@@ -138,8 +112,9 @@ class GuestMemory:
         self._copy = None if copies is None else _Buffer(copies)
         self._noted: PageSet | None = None
         self._copied: PageSet | None = None
+        self._layout = RamLayout(size, below_4g_bytes)
         self.below_4g_bytes = below_4g_bytes
-        self.segments = _segments(size, below_4g_bytes)
+        self.segments = self._layout.segments
 
     @classmethod
     def open(
@@ -252,11 +227,11 @@ class GuestMemory:
 
     def contains(self, address: int, size: int = 1) -> bool:
         """Tell whether RAM answers to all of [address, address + size)."""
-        return self._offset(address, size) is not None
+        return self._layout.offset(address, size) is not None
 
     def view(self, address: int, size: int) -> memoryview:
         """Return the live bytes without copying them; raises MemoryFault outside RAM."""
-        offset = self._offset(address, size)
+        offset = self._layout.offset(address, size)
         if offset is None:
             raise MemoryFault(f"no RAM at physical address {address:#x} (+{size:#x})")
         return self._source(offset, size).view[offset : offset + size]
@@ -269,14 +244,14 @@ class GuestMemory:
 
     def array(self, address: int, size: int) -> NDArray[np.uint8]:
         """Return the live bytes as an array, without copying; raises MemoryFault outside RAM."""
-        offset = self._offset(address, size)
+        offset = self._layout.offset(address, size)
         if offset is None:
             raise MemoryFault(f"no RAM at physical address {address:#x} (+{size:#x})")
         return self._source(offset, size).bytes[offset : offset + size]
 
     def holds(self, address: int, expected: NDArray[np.uint8]) -> bool:
         """Tell whether RAM at a physical address holds exactly these bytes; False outside RAM."""
-        offset = self._offset(address, len(expected))
+        offset = self._layout.offset(address, len(expected))
         if offset is None:
             return False
         live = self._source(offset, len(expected)).bytes[offset : offset + len(expected)]
@@ -292,7 +267,7 @@ class GuestMemory:
         """
         if not 0 <= start <= end <= len(expected):
             raise ValueError("not a part of what is expected")
-        offset = self._offset(address, end - start)
+        offset = self._layout.offset(address, end - start)
         if offset is None:
             return False
         live = self._source(offset, end - start).view[offset : offset + end - start]
@@ -305,12 +280,8 @@ class GuestMemory:
 
         The second array tells which addresses are multiples of `width` and in RAM; the others give zero.
         """
-        above = np.uint64(_FOUR_GIB - self.below_4g_bytes)
-        in_window = (addresses >= np.uint64(_VIDEO_WINDOW[0])) & (addresses < np.uint64(_VIDEO_WINDOW[1]))
-        in_low = (addresses < np.uint64(self.below_4g_bytes)) & ~in_window
-        in_high = (addresses >= np.uint64(_FOUR_GIB)) & (addresses - above < np.uint64(self.size))
-        readable = (in_low | in_high) & (addresses % np.uint64(width) == 0)
-        offsets = np.where(readable, np.where(in_high, addresses - above, addresses), np.uint64(0))
+        offsets, in_ram = self._layout.offsets(addresses)
+        readable = in_ram & (addresses % np.uint64(width) == 0)
         source = self._source_of_each(offsets, readable)
         values = source.bytes.view(f"<u{width}")[offsets // np.uint64(width)].astype(np.uint64)
         values[~readable] = 0
@@ -346,7 +317,7 @@ class GuestMemory:
         kept = KeptRanges([], [], [])
         for address, content in ranges:
             held = bytearray(content)
-            offset = self._offset(address, len(held))
+            offset = self._layout.offset(address, len(held))
             if offset is None:
                 raise MemoryFault(f"no RAM at physical address {address:#x} (+{len(held):#x})")
             kept.addresses.append(address)
@@ -359,7 +330,7 @@ class GuestMemory:
         if self._noted is None:
             return kept.contents == kept.live
         places = [
-            (self._offset(address, len(content)) or 0, len(content))
+            (self._layout.offset(address, len(content)) or 0, len(content))
             for address, content in zip(kept.addresses, kept.contents, strict=True)
         ]
         source = self._live
@@ -376,16 +347,8 @@ class GuestMemory:
 
     def _rows(self, frames: NDArray[np.uint64]) -> tuple[_Buffer, NDArray[np.uint64], NDArray[np.bool_]]:
         """Return what holds frames, their numbers there (0 for those that are not RAM), and which are RAM."""
-        low = self.below_4g_bytes // PAGE_SIZE
-        above = _FOUR_GIB // PAGE_SIZE
-        high_pages = self._live.pages.shape[0] - low
-        window = (frames >= _VIDEO_WINDOW[0] // PAGE_SIZE) & (frames < _VIDEO_WINDOW[1] // PAGE_SIZE)
-        in_low = (frames < low) & ~window
-        in_high = (frames >= above) & (frames < above + high_pages)
-        readable = in_low | in_high
-        rows = np.where(in_high, frames - np.uint64(above) + np.uint64(low), frames)
-        source = self._source_of_each(rows * np.uint64(PAGE_SIZE), readable)
-        return source, np.where(readable, rows, np.uint64(0)), readable
+        rows, readable = self._layout.offsets(frames, unit=PAGE_SIZE)
+        return self._source_of_each(rows * np.uint64(PAGE_SIZE), readable), rows, readable
 
     def populated(self) -> Iterator[tuple[int, int]]:
         """Yield (physical address, size) of what the RAM file holds data for.
@@ -428,26 +391,6 @@ class GuestMemory:
             stop = min(end, os.lseek(self._descriptor, start, os.SEEK_HOLE))
             yield start, stop
             start = stop
-
-    def _offset(self, address: int, size: int) -> int | None:
-        if size < 0 or address < 0:
-            return None
-        for segment in self.segments:
-            if segment.address <= address and address + size <= segment.address + segment.size:
-                return segment.offset + address - segment.address
-        return None
-
-
-def _segments(size: int, below_4g_bytes: int) -> tuple[PhysicalSegment, ...]:
-    window_start, window_end = _VIDEO_WINDOW
-    parts: list[tuple[Any, ...]] = []
-    if below_4g_bytes > window_end:
-        parts += [(0, window_start, 0), (window_end, below_4g_bytes - window_end, window_end)]
-    else:
-        parts.append((0, min(below_4g_bytes, window_start), 0))
-    if size > below_4g_bytes:
-        parts.append((_FOUR_GIB, size - below_4g_bytes, below_4g_bytes))
-    return tuple(PhysicalSegment(*part) for part in parts)
 
 
 def _mapped(descriptor: int, size: int) -> mmap.mmap:

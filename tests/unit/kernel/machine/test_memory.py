@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from affiant.kernel.machine.memory import GuestMemory, MemoryFault, SegmentReader, q35_below_4g_bytes
+from affiant.kernel.machine.memory import GuestMemory, MemoryFault, SegmentReader
 from affiant.kernel.machine.page_set import PageSet
+from affiant.kernel.machine.ram_layout import q35_below_4g_bytes
 from affiant.model.errors import SetupError, UnavailableError
 
 MIB = 1 << 20
