@@ -11,7 +11,6 @@ import pytest
 
 from affiant.kernel.machine.memory import GuestMemory, MemoryFault, SegmentReader
 from affiant.kernel.machine.page_set import PageSet
-from affiant.kernel.machine.ram_layout import q35_below_4g_bytes
 from affiant.model.errors import SetupError, UnavailableError
 
 MIB = 1 << 20
@@ -90,12 +89,6 @@ def test_views_cannot_write_to_the_guest() -> None:
     with pytest.raises(TypeError):
         memory.view(0x1000, 8)[0] = 1
     assert not memory.array(0x1000, 8).flags.writeable
-
-
-def test_q35_splits_at_two_gib_from_2_75_gib_on() -> None:
-    assert q35_below_4g_bytes(1 << 30) == 1 << 30
-    assert q35_below_4g_bytes(0xB000_0000 - 4096) == 0xB000_0000 - 4096
-    assert q35_below_4g_bytes(0xB000_0000) == 0x8000_0000
 
 
 @pytest.mark.parametrize(("size", "below"), [(0, 4096), (4095, 4095), (8192, 0), (8192, 12288), (8192, 100)])
