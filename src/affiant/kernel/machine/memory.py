@@ -260,7 +260,7 @@ class GuestMemory:
             np.array_equal(live[words:], expected[words:])
         )
 
-    def holds_part(self, address: int, expected: bytearray, start: int, end: int) -> bool:
+    def holds_part(self, address: int, expected: bytes | bytearray, start: int, end: int) -> bool:
         """Tell whether RAM at a physical address holds the bytes of `expected` from `start` to `end`.
 
         By memcmp, of which there is no other on parts of arrays; False outside RAM.

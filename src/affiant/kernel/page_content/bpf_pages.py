@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from affiant.kernel.machine.memory import MemoryFault
 from affiant.kernel.page_content.bpf_code import (
@@ -63,7 +62,7 @@ class _JudgedPack:
     that counts is in memory and lists.
     """
 
-    memory: NDArray[np.uint8]
+    memory: bytes
     lists: BpfLists
     called: frozenset[int]
     entered: tuple[int, ...]
@@ -167,8 +166,7 @@ class BpfPages:
         with self._images.read.apart() as images, self._well.apart() as well:
             self._pack(view, lists, pack, memory, found)
         claim = found.claim(pack.start, pack.end)
-        content = np.frombuffer(memory, dtype=np.uint8)
-        return _JudgedPack(content, lists, self._called, entered, claim, images, well)
+        return _JudgedPack(memory, lists, self._called, entered, claim, images, well)
 
     def _pack(self, view: View, lists: BpfLists, pack: BpfPack, memory: bytes, found: BpfFindings) -> None:
         chunks = np.frombuffer(memory, dtype="<u8").reshape(-1, CHUNK // 8)

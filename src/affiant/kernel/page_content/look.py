@@ -150,7 +150,8 @@ def read_page_content(guest: RunningKernel, owners: PageOwners, *, now: float) -
         }
     pages = read_executable_pages(guest.memory, guest.kernel_space, guest.program)
     after = listed_modules(guest.program)
-    spans = [OwnedRange(*span, "module", module.name) for module in (*before, *after) for span in module.text]
+    modules = before if before == after else (*before, *after)
+    spans = [OwnedRange(*span, "module", module.name) for module in modules for span in module.text]
     spans += [OwnedRange(each.start, each.end, kind, each.owner) for kind in claims for each in claims[kind]]
     owned = attribute(pages, spans)
     counts = owned.by_kind()

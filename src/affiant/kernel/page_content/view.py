@@ -6,9 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from affiant.kernel.machine.memory import MemoryFault
 from affiant.kernel.modules.loaded import Module, listed_modules
 from affiant.kernel.objects.program import KernelProgram
@@ -62,11 +59,12 @@ class View:
             self._modules = listed_modules(self.program)
         return self._modules
 
-    def holds(self, start: int, memory: NDArray[np.uint8]) -> bool:
+    def holds(self, start: int, memory: bytes) -> bool:
         """Tell whether the kernel's own page tables map exactly these bytes at an address."""
         runs = self.guest.kernel_space.extents(start, start + len(memory))
         return sum(run.size for run in runs) == len(memory) and all(
-            self.guest.memory.holds(run.physical, memory[run.start - start : run.end - start]) for run in runs
+            self.guest.memory.holds_part(run.physical, memory, run.start - start, run.end - start)
+            for run in runs
         )
 
     def read(self, start: int, end: int) -> bytes:

@@ -15,7 +15,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from affiant.kernel.machine.memory import PAGE_SIZE, GuestMemory, MemoryFault
+from affiant.kernel.machine.leaves import Leaves
+from affiant.kernel.machine.memory import PAGE_SIZE, GuestMemory, KeptRanges, MemoryFault
 from affiant.kernel.machine.paging import AddressSpace
 from affiant.kernel.objects.program import KernelProgram
 from affiant.kernel.objects.slide import KERNEL_MAP
@@ -41,7 +42,9 @@ _MOST_OWNERS = 65536
 _LARGE_PAGE: Final = 0x20_0000
 _MOST_NODES: Final = 64
 _TRAPS: Final = np.uint64(0xCCCC_CCCC_CCCC_CCCC)
+_NO_CODE: Final = b"\xcc" * PAGE_SIZE
 _MOST_PAGES = 1 << 18
+_MOST_KEPT = 4096  # pages without code whose content is kept: 16 MiB
 _CHUNK = 64  # 256 KiB, which a processor's cache holds
 _ATTEMPTS = 3
 _UNOWNED: Final = ("none", "traps")
@@ -101,6 +104,9 @@ def read_executable_pages(
     leaves = space.leaves(KERNEL_MAP, LAST_CODE_ADDRESS)
     if leaves.unreadable_tables:
         raise UnavailableError(f"{leaves.unreadable_tables} page tables of the module area lie outside RAM")
+    known = program.walks.get(read_executable_pages)
+    if isinstance(known, _KnownSweep) and known.leaves is leaves and known.still_holds(memory):
+        return known.pages
     image_end = np.uint64(program.address("_end"))
     code = leaves.select(leaves.executable & (leaves.address >= image_end))
     counts = (code.size // PAGE_SIZE).astype(np.int64)
@@ -110,7 +116,34 @@ def read_executable_pages(
     steps = (np.arange(total) - np.repeat(np.cumsum(counts) - counts, counts)).astype(np.uint64)
     steps *= np.uint64(PAGE_SIZE)
     frames = (np.repeat(code.physical, counts) + steps) >> np.uint64(12)
-    return _without_traps(memory, np.repeat(code.address, counts) + steps, frames)
+    pages = _without_traps(memory, np.repeat(code.address, counts) + steps, frames)
+    program.walks[read_executable_pages] = _KnownSweep.of(memory, leaves, pages)
+    return pages
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _KnownSweep:
+    """Pages that were found, and what has to be so for another sweep to find the same."""
+
+    leaves: Leaves
+    pages: ExecutablePages
+    trapped: NDArray[np.bool_]
+    held: KeptRanges
+
+    @classmethod
+    def of(cls, memory: GuestMemory, leaves: Leaves, pages: ExecutablePages) -> _KnownSweep | None:
+        """Return what is to be compared; None if that is too much to be kept."""
+        trapped = pages.owner == _TRAPPED
+        if np.count_nonzero(trapped) > _MOST_KEPT:
+            return None
+        places = (pages.frames[trapped] << np.uint64(12)).tolist()
+        return cls(leaves, pages, trapped, memory.keep((place, _NO_CODE) for place in places))
+
+    def still_holds(self, memory: GuestMemory) -> bool:
+        """Tell whether all pages without code are so still, and no other begins as one."""
+        return np.array_equal(_seem_trapped(memory, self.pages.frames), self.trapped) and (
+            memory.still_holds(self.held)
+        )
 
 
 def named_owners(program: KernelProgram) -> list[OwnedRange]:
@@ -154,13 +187,17 @@ def _without_traps(
     """Mark the pages that hold nothing but INT3."""
     owner = np.full(len(addresses), _NOBODY)
     # Few pages begin with INT3: only these are read whole.
-    words, _ = memory.integers(frames << np.uint64(12), 8)
-    candidates = np.flatnonzero(words == _TRAPS)
+    candidates = np.flatnonzero(_seem_trapped(memory, frames))
     for start in range(0, len(candidates), _CHUNK):
         pages = candidates[start : start + _CHUNK]
         held, readable = memory.tables(frames[pages])
         owner[pages[readable & (held == _TRAPS).all(axis=1)]] = _TRAPPED
     return ExecutablePages(addresses, frames, owner)
+
+
+def _seem_trapped(memory: GuestMemory, frames: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    words, _ = memory.integers(frames << np.uint64(12), 8)
+    return np.asarray(words == _TRAPS)
 
 
 def _attempt(

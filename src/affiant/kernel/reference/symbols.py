@@ -88,10 +88,14 @@ class SymbolTable:
 
     def unique(self, name: str) -> Symbol | None:
         """Return the only symbol of that name, or else the only global one; None if there is none."""
-        found = self.named(name)
-        if len(found) > 1:
-            found = [symbol for symbol in found if symbol.type.isupper()]
-        return found[0] if len(found) == 1 else None
+        if name not in self._by_name:
+            return None
+        if name not in self._unique:
+            found = self.named(name)
+            if len(found) > 1:
+                found = [symbol for symbol in found if symbol.type.isupper()]
+            self._unique[name] = found[0] if len(found) == 1 else None
+        return self._unique[name]
 
     def matching(self, pattern: str) -> list[Symbol]:
         """Return every symbol whose whole name matches a regular expression, in order of address."""
@@ -125,6 +129,10 @@ class SymbolTable:
         symbol = self._symbol(int(np.searchsorted(self.addresses, start, side="left")))
         offset = address - symbol.address
         return (symbol, offset) if offset < max(symbol.size, 1) else None
+
+    @cached_property
+    def _unique(self) -> dict[str, Symbol | None]:
+        return {}
 
     @cached_property
     def _by_name(self) -> dict[str, list[int]]:

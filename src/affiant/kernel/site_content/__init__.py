@@ -11,8 +11,8 @@ tells one class, or a few that are alike:
     ftrace, ftrace_hooks, probes          code that follows whoever registered to be called
 
 `rule` says what a class must offer, `fixed_forms` does it for those whose contents are known in advance,
-`fixed_integers` reads keys,
-`content` puts all of it together. A class without a rule stays unchecked, and is told so.
+`fixed_integers` reads keys, and `content` puts all of it together. A class without a rule stays unchecked,
+and is told so.
 
 Promised: what is called legal is a form that the kernel's own patching code would write at that very
 site, computed from the reference; where guest data takes part (keys, lists of hooks), the data itself is

@@ -183,6 +183,31 @@ def test_loading_and_unloading_never_counts_as_hidden() -> None:
         guest.word(module + 112, 0)
 
 
+def test_pages_are_swept_again_when_one_comes_to_hold_code_or_holds_none_any_more() -> None:
+    guest = SyntheticGuest()
+    guest.poke(0x180_0000, b"\xcc" * 4096 + random.Random(1).randbytes(4096) + b"\xcc" * 8 + bytes(4088))
+    for page in range(0, 3 * 4096, 4096):
+        guest.map(SECOND + page, 0x180_0000 + page, 4096, executable=True)
+    seen = guest.open()
+
+    def traps() -> tuple[int, int]:
+        owners = look(seen)["owners"]
+        return owners.get("traps", 0), owners.get("none", 0)
+
+    assert [traps() for _ in range(2)] == [(1, 2)] * 2, "one only begins as if it held no code"
+    guest.poke(0x180_2000, b"\xc3")
+    for at in (0, 7, 8, 4095):
+        assert [traps() for _ in range(2)] == [(1, 2)] * 2
+        guest.poke(0x180_0000 + at, b"\xc3")
+        assert traps() == (0, 3), at
+        guest.poke(0x180_0000 + at, b"\xcc")
+    before = guest.poke(0x180_1000, b"\xcc" * 4096)
+    assert [traps() for _ in range(2)] == [(2, 1)] * 2
+    guest.poke(0x180_1000, before)
+    guest.map(SECOND, 0x180_1000, 4096, executable=True)
+    assert [traps() for _ in range(2)] == [(0, 3)] * 2
+
+
 def test_pages_of_nothing_but_int3_need_no_owner() -> None:
     guest = SyntheticGuest()
     guest.poke(0x180_0000, b"\xcc" * 4096)
