@@ -103,16 +103,11 @@ def test_reports_out_of_bounds_are_misuse(bend: str) -> None:
 
 
 def bent_claims(*path: int, value: object) -> bytes:
-    payload = parse_sign1(world.RUNTIME_REPORT_BYTES, name="report", max_size=1 << 20).payload
-    claims: Any = cbor.decode(payload, max_size=1 << 20)
-    owner = claims
-    for key in path[:-1]:
-        owner = owner[key]
-    owner[path[-1]] = value
-    return sign1(
-        cbor.encode(claims),
+    return world.bent(
+        world.RUNTIME_REPORT_BYTES,
+        *path,
+        value=value,
         key=world.SESSION_KEY,
-        typ="application/eat+cwt",
         certificates=world.AUTHORITY.session_chain,
     )
 

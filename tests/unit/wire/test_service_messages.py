@@ -13,7 +13,7 @@ from affiant.model.level import SecurityLevel, Shortfall
 from affiant.wire import cbor, enrolment, heartbeat, issuance
 from affiant.wire.challenge import claimed_issue_time, sign_challenge, verify_challenge
 from affiant.wire.claims import CLOCK_LEEWAY
-from affiant.wire.cose import parse_sign1, sign1
+from affiant.wire.cose import parse_sign1
 from affiant.wire.session_report import sign_session_report, verify_session_report
 from affiant.wire.session_response import sign_session_response, verify_session_response
 from tests.unit.wire import world
@@ -141,16 +141,11 @@ def test_a_session_report_has_its_time(now: int, words: str) -> None:
 
 
 def bent_ear(*path: int | str, value: object) -> bytes:
-    payload = parse_sign1(world.SESSION_REPORT_BYTES, name="ear", max_size=1 << 16).payload
-    claims: Any = cbor.decode(payload, max_size=1 << 16)
-    owner = claims
-    for key in path[:-1]:
-        owner = owner[key]
-    owner[path[-1]] = value
-    return sign1(
-        cbor.encode(claims),
+    return world.bent(
+        world.SESSION_REPORT_BYTES,
+        *path,
+        value=value,
         key=world.SERVICE_KEY,
-        typ="application/eat+cwt",
         certificates=[world.der(world.AUTHORITY.service)],
     )
 

@@ -6,8 +6,9 @@ Tests bend one thing of it and expect the refusal.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -25,8 +26,9 @@ from affiant.model.outcome import Mode, Outcome
 from affiant.model.passport import Passport
 from affiant.model.runtime_report import AssertionReport, RulesFreshness, RulesUsed, RuntimeReport, Violation
 from affiant.model.session import SessionReport, SessionResponse
-from affiant.wire import challenge as challenges
 from affiant.wire import (
+    cbor,
+    cose,
     enclave_report,
     enrolment,
     evidence,
@@ -39,6 +41,7 @@ from affiant.wire import (
     session_report,
     session_response,
 )
+from affiant.wire import challenge as challenges
 
 NOW = 1_800_000_000
 NONCE = b"\x0e" * 32
@@ -54,6 +57,23 @@ def key_of(number: int) -> ec.EllipticCurvePrivateKey:
 
 def point(key: ec.EllipticCurvePrivateKey) -> bytes:
     return keys.point_of(key.public_key())
+
+
+def bent(
+    token: bytes,
+    *path: int | str,
+    value: object,
+    key: ec.EllipticCurvePrivateKey,
+    certificates: Sequence[bytes],
+) -> bytes:
+    """Return an EAT or EAR with one claim bent, signed as if it were true."""
+    payload = cose.parse_sign1(token, name="token", max_size=1 << 20).payload
+    claims: Any = cbor.decode(payload, max_size=1 << 20)
+    owner = claims
+    for part in path[:-1]:
+        owner = owner[part]
+    owner[path[-1]] = value
+    return cose.sign1(cbor.encode(claims), key=key, typ="application/eat+cwt", certificates=certificates)
 
 
 def der(certificate: x509.Certificate) -> bytes:

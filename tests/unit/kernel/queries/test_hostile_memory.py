@@ -78,23 +78,24 @@ def test_any_memory_is_answered_within_bounds(data: st.DataObject) -> None:
         assert len(set(addresses)) == len(addresses)
 
 
-def test_a_list_that_is_as_long_as_memory_ends_with_its_bound() -> None:
+def guest_with_a_long_list() -> ThingGuest:
     guest = ThingGuest()
     first, count = HEAP_PHYSICAL + (4 << 20), 40_000
     for index in range(count):
         guest.word(first + 64 * index, DIRECT_MAP + first + 64 * (index + 1))
     guest.word(guest.place("things"), DIRECT_MAP + first)
+    return guest
+
+
+def test_a_list_that_is_as_long_as_memory_ends_with_its_bound() -> None:
+    guest = guest_with_a_long_list()
     (query,) = parse_queries({"q": walk("list", "things", most=20000)})
     answer = answer_queries(guest.open(), {"q": query}, seconds=60.0)["q"].to_json()
     assert answer == {"unavailable": "things has more than 20000 elements"}
 
 
 def test_a_long_walk_ends_in_time() -> None:
-    guest = ThingGuest()
-    first, count = HEAP_PHYSICAL + (4 << 20), 40_000
-    for index in range(count):
-        guest.word(first + 64 * index, DIRECT_MAP + first + 64 * (index + 1))
-    guest.word(guest.place("things"), DIRECT_MAP + first)
+    guest = guest_with_a_long_list()
     (query,) = parse_queries({"q": walk("list", "things", most=20000)})
     seen = guest.open()
     started = time.monotonic()
