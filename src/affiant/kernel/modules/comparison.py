@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
 from dataclasses import replace
 from typing import Final
 
-from affiant.kernel.comparison.compare import compare_region
+from affiant.kernel.comparison.compare import RegionComparison, compare_region
 from affiant.kernel.comparison.difference import Difference
 from affiant.kernel.comparison.regions import CodeRegion
 from affiant.kernel.machine.memory import PAGE_SIZE
@@ -15,8 +15,9 @@ from affiant.kernel.modules.loaded import Module
 from affiant.kernel.modules.references import KnownModule
 from affiant.kernel.modules.verdict import AS_PACKAGED, IN_TRANSITION, ModuleCode, told
 from affiant.kernel.running_kernel import RunningKernel
+from affiant.kernel.site_content.content import SiteContent
 
-__all__ = ["MOST_DIFFERENCES", "compare_module"]
+__all__ = ["MOST_DIFFERENCES", "compare_module", "compare_text"]
 
 MOST_DIFFERENCES: Final = 64
 _MOST_REASONS: Final = 3
@@ -29,20 +30,20 @@ def compare_module(kernel: RunningKernel, module: Module, known: KnownModule) ->
     Raises MemoryFault if the module would not end before the last address.
     """
     wrong: list[Difference] = []
-    settling: tuple[Difference, ...] = ()
+    settling: list[Difference] = []
     compared = unread = hooks = 0
     unjudged: tuple[str, ...] = ()
-    by_class: Mapping[str, int] = {}
-    if known.code is not None:
-        seen = compare_region(kernel.memory, kernel.kernel_space, kernel.location, *known.code)
-        if (seen.unexplained or seen.passing) and not kernel.paused:
-            # Code is changed in steps; a copy made in the middle of one shows what never stood there.
-            seen = compare_region(kernel.memory, kernel.kernel_space, kernel.location, *known.code)
-        wrong += [run for run in seen.unexplained if _inside(run, known.code[0])]
-        settling = tuple(run for run in seen.passing if _inside(run, known.code[0]))
-        compared, unread, by_class = seen.compared, seen.unread, dict(seen.by_class)
-        hooks = sum(hook.count for hook in seen.hooks if hook.via == "ftrace")
-        unjudged = seen.unjudged
+    by_class: Counter[str] = Counter()
+    for code in (known.code, known.init):
+        if code is None:
+            continue
+        seen = compare_text(kernel, code)
+        wrong += [run for run in seen.unexplained if _inside(run, code[0])]
+        settling += [run for run in seen.passing if _inside(run, code[0])]
+        compared, unread = compared + seen.compared, unread + seen.unread
+        by_class.update(seen.by_class)
+        hooks += sum(hook.count for hook in seen.hooks if hook.via == "ftrace")
+        unjudged += seen.unjudged
     if known.rodata is not None:
         data = compare_region(kernel.memory, kernel.kernel_space, kernel.location, known.rodata)
         wrong += data.unexplained
@@ -58,12 +59,21 @@ def compare_module(kernel: RunningKernel, module: Module, known: KnownModule) ->
     known.result = replace(
         told(module, verdict, reason="; ".join(reasons[:_MOST_REASONS])),
         compared=compared,
-        by_class=by_class,
+        by_class=dict(by_class),
         differences=tuple(wrong[:MOST_DIFFERENCES]),
         hooks=hooks,
-        settling=settling,
+        settling=tuple(settling),
     )
     return known.result
+
+
+def compare_text(kernel: RunningKernel, code: tuple[CodeRegion, SiteContent]) -> RegionComparison:
+    """Compare text now. Raises MemoryFault if it would not end before the last address."""
+    seen = compare_region(kernel.memory, kernel.kernel_space, kernel.location, *code)
+    if (seen.unexplained or seen.passing) and not kernel.paused:
+        # Code is changed in steps; a copy made in the middle of one shows what never stood there.
+        seen = compare_region(kernel.memory, kernel.kernel_space, kernel.location, *code)
+    return seen
 
 
 def _excess(module: Module, linked: LinkedModule) -> int:

@@ -63,6 +63,7 @@ class ModuleJudge:
             if key not in moving
             and (known := self.known.get(key)) is not None
             and known.result is not None
+            and known.init is None  # which is there for moments only
             and known.stands(key, listed.keys())
         }
         if self._joined is None or not self._joined.has_just(members):

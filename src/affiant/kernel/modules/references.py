@@ -39,13 +39,15 @@ class KnownModule:
     """A module as it was linked for its place, with what was found of it when it was last judged.
 
     It was linked with symbols of `with_modules`; with all that there were, if it has symbols that nobody has.
-    What is `due` is to be judged from its file again, whatever was found legal before.
+    What is `due` is to be judged from its file again, whatever was found legal before. `init` is the text of
+    its init, for as long as it is there.
     """
 
     linked: LinkedModule
     with_modules: frozenset[ModuleKey]
     code: tuple[CodeRegion, SiteContent] | None
     rodata: CodeRegion | None
+    init: tuple[CodeRegion, SiteContent] | None = None
     result: ModuleCode | None = None
     due: bool = False
 
@@ -58,8 +60,9 @@ class KnownModule:
     def forget(self) -> None:
         """Let nothing count that was found of it so far."""
         self.due = True
-        if self.code is not None:
-            self.code[1].forget()
+        for part in (self.code, self.init):
+            if part is not None:
+                part[1].forget()
 
 
 class ModuleReferences:
@@ -141,13 +144,19 @@ class ModuleReferences:
         places = module_places(kernel.program, module)
         resolver = _Resolver(self, kernel.program, key, listed)
         linked = link_module(file, places, resolver)
-        code = None
-        if "text" in linked.areas:  # a few modules are nothing but data
-            _pad(kernel.program, linked.areas["text"])
-            hooks = kernel.text_content.hooks
-            code = module_content(kernel.memory, kernel.kernel_space, self.image, hooks, linked)
+        code = self._text(kernel, linked, "text")  # a few modules are nothing but data
+        init = None if "init_text" in places.freed else self._text(kernel, linked, "init_text")
         asked = listed.keys() - {key} if linked.unresolved else resolver.used
-        return KnownModule(linked, frozenset(asked), code, _rodata(linked))
+        return KnownModule(linked, frozenset(asked), code, _rodata(linked), init)
+
+    def _text(
+        self, kernel: RunningKernel, linked: LinkedModule, area: str
+    ) -> tuple[CodeRegion, SiteContent] | None:
+        if area not in linked.areas:
+            return None
+        _pad(kernel.program, linked.areas[area])
+        hooks = kernel.text_content.hooks
+        return module_content(kernel.memory, kernel.kernel_space, self.image, hooks, linked, text=area)
 
 
 class _TooMuchError(UnavailableError):

@@ -125,13 +125,15 @@ def module_content(
     kernel: NamedImage,
     hooks: FtraceHooks,
     module: LinkedModule,
+    *,
+    text: str = "text",
 ) -> tuple[CodeRegion, SiteContent]:
-    """Return a module's text as it must stand, and the judge of its patch sites.
+    """Return a module's text as it must stand, or that of its init, and the judge of its patch sites.
 
     Raises MalformedError if the module's tables are broken.
     """
     program, slide = kernel.program, kernel.slide
-    area = module.areas["text"]
+    area = module.areas[text]
     sections = tuple(_with_keys(section, kernel) for section in _sections(module))
     symbols = _symbols(module)
     sites = find_sites(LinkedKernel(sections), symbols)

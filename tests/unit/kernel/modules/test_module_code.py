@@ -443,6 +443,27 @@ def test_a_module_that_claims_more_code_than_its_file_has_is_changed(loaded: Loa
     assert "4096 bytes of code more" in told["reason"]
 
 
+def test_text_that_a_module_has_for_init_is_compared_for_as_long_as_it_is_there(tmp_path: Path) -> None:
+    """A module that is live has none for more than moments; whoever forges some owns its pages."""
+    module = small_module()
+    module.section(".init.text", ALLOC | EXECUTE, b"\x90" * 15 + b"\xc3")
+    loaded = Loaded(tmp_path, module=module)
+    assert loaded.verdict() == "as packaged"
+    init, physical = MODULE_AREA + 0x10_0000, 0x190_0000
+    loaded.guest.map(init, physical, 4096, executable=True)
+    loaded.guest.poke(physical, (b"\x90" * 15 + b"\xc3").ljust(4096, b"\0"))
+    loaded.guest.poke(loaded.guest.modules[0] + 216, struct.pack("<QII", init, 4096, 4096))
+    for _ in range(2):
+        assert loaded.verdict() == "as packaged"
+    for offset in (3, 4000):
+        before = loaded.guest.poke(physical + offset, b"\xf4")
+        fact = loaded.look()
+        assert [run["address"] for run in fact["differences"]] == [hex(init + offset)]
+        assert fact["modules"][0]["verdict"] == "changed"
+        loaded.guest.poke(physical + offset, before)
+    assert loaded.verdict() == "as packaged"
+
+
 @pytest.mark.parametrize("base", [(1 << 64) - 4096, 0x1000, 0xFFFF_8880_0000_0000])
 def test_a_module_that_claims_to_lie_where_no_module_is_is_not_read(loaded: Loaded, base: int) -> None:
     loaded.guest.word(loaded.guest.modules[0] + 144, base)
