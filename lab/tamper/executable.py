@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from itertools import cycle
+from threading import Event, Thread
 from typing import Final
 
 from affiant.kernel.machine.memory import PAGE_SIZE
@@ -26,6 +28,8 @@ _WRITER: Final = bytes.fromhex("554889e5488937c9c3")
 _TRACING: Final = "/sys/kernel/tracing"
 _COLD: Final = "kernel_kexec"
 """A function that nothing calls in a guest of the lab."""
+
+_PLACES, _STAY_SECONDS = 32, 0.1
 
 _PRESENT, _ACCESSED_DIRTY, _GLOBAL = 1 << 0, 0x60, 1 << 8
 _SPARE_PAGE: Final = 0x6000  # reserved by the kernel (CONFIG_X86_RESERVE_LOW) and left alone
@@ -76,24 +80,38 @@ def _redirect_filter(live: LiveGuest) -> Iterator[str]:
 @contextmanager
 def _hostile_page(live: LiveGuest, content: bytes) -> Iterator[int]:
     """Map a page of code in the module area, where no page was; yields its address."""
+    ((address, entry, leaf), *_) = _free_places(live)
+    with ExitStack() as stack:
+        page = content.ljust(PAGE_SIZE, b"\xcc")
+        stack.enter_context(live.physically_changed(_SPARE_PAGE, page))
+        stack.enter_context(live.physically_changed(entry, leaf))
+        yield address
+
+
+def _free_places(live: LiveGuest) -> list[tuple[int, int, bytes]]:
+    """Return addresses that no page is mapped at, in the emptiest table of the module area: each with the
+    place of its entry, and the entry that would map the spare page there.
+    """
     space = live.guest.kernel_space
     area = live.guest.program.address("_end")
     leaves = space.leaves(area, 0xFFFF_FFFF_FEFF_FFFF)
     pages = leaves.select(leaves.executable & (leaves.size == PAGE_SIZE))
     assert len(pages), "nothing in the module area is mapped by small pages"
     mapped = set(leaves.address.tolist())
-    first = int(pages.address[0]) // 0x20_0000 * 0x20_0000
-    address = next(page for page in range(first, first + 0x20_0000, PAGE_SIZE) if page not in mapped)
+    tables = {int(page) // 0x20_0000 * 0x20_0000 for page in pages.address}
+    free, first = max(
+        (
+            ([page for page in range(first, first + 0x20_0000, PAGE_SIZE) if page not in mapped], first)
+            for first in tables
+        ),
+        key=lambda each: len(each[0]),
+    )
     table = space.root
     for level in range(space.levels, 1, -1):
-        entry = table + 8 * (address >> 12 + 9 * (level - 1) & 511)
+        entry = table + 8 * (first >> 12 + 9 * (level - 1) & 511)
         table = int.from_bytes(live.memory.read(entry, 8), "little") & _ADDRESS
     leaf = _word(_SPARE_PAGE | _PRESENT | _ACCESSED_DIRTY | _GLOBAL)
-    with ExitStack() as stack:
-        page = content.ljust(PAGE_SIZE, b"\xcc")
-        stack.enter_context(live.physically_changed(_SPARE_PAGE, page))
-        stack.enter_context(live.physically_changed(table + 8 * (address >> 12 & 511), leaf))
-        yield address
+    return [(address, table + 8 * (address >> 12 & 511), leaf) for address in free]
 
 
 def _forged(program: KernelProgram, structure: str, **members: bytes) -> bytearray:
@@ -130,6 +148,32 @@ def _map_code_of_nobody(live: LiveGuest) -> Iterator[str]:
     """Map a page of code that no list owns."""
     with _hostile_page(live, _SHELLCODE) as address:
         yield f"code at {address:#x}"
+
+
+@contextmanager
+def _move_code_of_nobody(live: LiveGuest) -> Iterator[str]:
+    """Map a page of code that no list owns, and have it elsewhere ten times a second."""
+    places = _free_places(live)[-_PLACES:]
+    ended = Event()
+
+    def move() -> None:
+        with ExitStack() as last:
+            for _, entry, leaf in cycle(places):
+                following = ExitStack()
+                following.enter_context(live.physically_changed(entry, leaf))
+                last.close()  # it is never nowhere
+                last.push(following)
+                if ended.wait(_STAY_SECONDS):
+                    return
+
+    with live.physically_changed(_SPARE_PAGE, _SHELLCODE.ljust(PAGE_SIZE, b"\xcc")):
+        mover = Thread(target=move)
+        mover.start()
+        try:
+            yield f"code at {places[0][0]:#x}"[: -len("600000")]
+        finally:
+            ended.set()
+            mover.join()
 
 
 @contextmanager
@@ -248,6 +292,11 @@ EXECUTABLE_TECHNIQUES: Final = (
         about="A page of code was mapped that no list owns.",
         tamper=_map_code_of_nobody,
         recorded=True,
+    ),
+    _pages(
+        "code_that_moves",
+        about="A page of code that no list owns is elsewhere in each look.",
+        tamper=_move_code_of_nobody,
     ),
     _pages("forged_trampoline", about="A forged tracer owns a page of code.", tamper=_forge_trampoline),
     _pages("forged_slots", about="A forged page of probe slots owns code.", tamper=_forge_slots),

@@ -113,6 +113,10 @@ class _Outside:
         except (MalformedError, MemoryFault):
             return frozenset()
 
+    def left_among(self, pages: Set[int]) -> frozenset[int]:
+        guest = self._guest()
+        return guest.module_judge.left_among(guest, pages)
+
     def _guest(self) -> Guest:
         prepared = self._prepared()
         if prepared is None:

@@ -20,8 +20,8 @@ EXECUTABLE_PAGES_FIELDS = {
     "owners": "by kind of owner: pages, pieces judged in them (programs, slots, trampolines), pieces of "
     "which a part was trusted, and for which reasons",
     "modules": "executable pages by the listed module that they belong to; compared in module_code",
-    "findings": "code that has lasted though its owner must not have it, or that nobody owns: address, "
-    "owner, reason, found, instructions",
+    "findings": "code that has lasted though its owner must not have it, or that nobody owns (also if it is "
+    "elsewhere in each look): address, owner, reason, found, instructions",
     "findings_left_out": "findings beyond the first 256",
     "settling": "the same, not seen for long enough to be sure",
     "settling_left_out": "entries beyond the first 256",

@@ -10,6 +10,7 @@
     joined        all of them at once: is any odd?
     judge         which of the two, and what was found so far
     look          every listed module at one moment
+    left_text     text of modules that come or go, where no list may have them
 
 A module is looked up by name among the modules that the reference names, its file is laid out and
 relocated as the kernel's loader does, and compared byte for byte; patch sites are judged by the rules

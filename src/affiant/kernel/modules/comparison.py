@@ -17,7 +17,7 @@ from affiant.kernel.modules.verdict import AS_PACKAGED, IN_TRANSITION, ModuleCod
 from affiant.kernel.running_kernel import RunningKernel
 from affiant.kernel.site_content.content import SiteContent
 
-__all__ = ["MOST_DIFFERENCES", "compare_module", "compare_text"]
+__all__ = ["MOST_DIFFERENCES", "compare_module", "holds_text"]
 
 MOST_DIFFERENCES: Final = 64
 _MOST_REASONS: Final = 3
@@ -37,7 +37,7 @@ def compare_module(kernel: RunningKernel, module: Module, known: KnownModule) ->
     for code in (known.code, known.init):
         if code is None:
             continue
-        seen = compare_text(kernel, code)
+        seen = _compare_text(kernel, code)
         wrong += [run for run in seen.unexplained if _inside(run, code[0])]
         settling += [run for run in seen.passing if _inside(run, code[0])]
         compared, unread = compared + seen.compared, unread + seen.unread
@@ -67,8 +67,16 @@ def compare_module(kernel: RunningKernel, module: Module, known: KnownModule) ->
     return known.result
 
 
-def compare_text(kernel: RunningKernel, code: tuple[CodeRegion, SiteContent]) -> RegionComparison:
-    """Compare text now. Raises MemoryFault if it would not end before the last address."""
+def holds_text(kernel: RunningKernel, code: tuple[CodeRegion, SiteContent]) -> bool:
+    """Tell whether all of a text is there now as it must stand, sites that are half changed aside.
+
+    Raises what `compare_module` raises.
+    """
+    seen = _compare_text(kernel, code)
+    return not (seen.unread or seen.unjudged or any(_inside(run, code[0]) for run in seen.unexplained))
+
+
+def _compare_text(kernel: RunningKernel, code: tuple[CodeRegion, SiteContent]) -> RegionComparison:
     seen = compare_region(kernel.memory, kernel.kernel_space, kernel.location, *code)
     if (seen.unexplained or seen.passing) and not kernel.paused:
         # Code is changed in steps; a copy made in the middle of one shows what never stood there.

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Set
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from affiant.kernel.comparison.regions import CodeRegion
+from affiant.kernel.machine.memory import PAGE_SIZE
 from affiant.kernel.modules.comparison import compare_module
 from affiant.kernel.modules.digests import CodeDigests
 from affiant.kernel.modules.joined import JoinedModules
+from affiant.kernel.modules.left_text import left_text
 from affiant.kernel.modules.loaded import Module, listed_modules
 from affiant.kernel.modules.places import ModuleKey, module_key
 from affiant.kernel.modules.references import KnownModule, ModuleReferences
 from affiant.kernel.modules.sites import functions_of
 from affiant.kernel.modules.verdict import AS_PACKAGED, ModuleCode, told
 from affiant.kernel.running_kernel import RunningKernel
+from affiant.kernel.site_content.content import SiteContent
 from affiant.model.errors import AffiantError, UnavailableError
 
 __all__ = ["ModuleJudge"]
 
 _MOST_KEPT: Final = 256 << 20
 """Bytes of the files of modules that are kept as they were linked, which takes three times as much."""
+_MOST_MET: Final = 512
+_INIT_TEXT: Final = ".init.text"
 
 
 class ModuleJudge:
@@ -38,6 +46,7 @@ class ModuleJudge:
         self._asked: set[ModuleKey] = set()
         self._digests = CodeDigests()
         self._kept = 0
+        self._beginnings: dict[str, _Beginning | None] = {}
 
     @property
     def references(self) -> int:
@@ -113,6 +122,54 @@ class ModuleJudge:
                 vouched |= set(np.intersect1d(inside, functions_of(self.known[key].linked)).tolist())
         return frozenset(vouched)
 
+    def left_among(self, kernel: RunningKernel, pages: Set[int]) -> frozenset[int]:
+        """Return those pages that hold text of modules, as packaged, that come or go; see `left_text`."""
+        return left_text(kernel, self, pages, listed_modules(kernel.program))
+
+    def knows(self, name: str) -> bool:
+        """Tell whether a package has a module of that name."""
+        return name in self._references.entries
+
+    def met(self, names: Iterable[str]) -> None:
+        """Remember the modules that were met last: what their init has may be there when they are gone."""
+        for name in names:
+            if name not in self._beginnings:
+                with suppress(AffiantError):  # perhaps in the next look
+                    self._beginnings[name] = self._beginning_of(name)
+            else:
+                self._beginnings[name] = self._beginnings.pop(name)
+        for name in list(islice(self._beginnings, max(0, len(self._beginnings) - _MOST_MET))):
+            del self._beginnings[name]
+
+    def begin_like(self, page: NDArray[np.uint8], *, at_least: float) -> list[str]:
+        """Return the modules that were met lately whose init begins much like a page, the likest first."""
+        alike = {
+            name: beginning.share(page)
+            for name, beginning in self._beginnings.items()
+            if beginning is not None
+        }
+        found = [name for name, share in alike.items() if share >= at_least]
+        return sorted(found, key=lambda name: -alike[name])
+
+    def init_text(
+        self, kernel: RunningKernel, name: str, start: int, listed: Mapping[ModuleKey, Module]
+    ) -> tuple[CodeRegion, SiteContent] | None:
+        """Return the text of a module's init as it must stand at `start`; see `ModuleReferences`."""
+        return self._references.init_text(kernel, name, start, listed)
+
+    def _beginning_of(self, name: str) -> _Beginning | None:
+        file = self._references.file(name)
+        section = None if file is None else file.section(_INIT_TEXT)
+        if file is None or section is None or not section.size:
+            return None
+        code = np.frombuffer(section.data[:PAGE_SIZE], dtype=np.uint8).copy()
+        fixed = np.ones(len(code), dtype=bool)
+        places = file.relocations.get(section.index)
+        if places is not None:
+            touched = (places["offset"].astype(np.int64)[:, None] + np.arange(-1, 4)).reshape(-1)
+            fixed[touched[(touched >= 0) & (touched < len(code))]] = False  # with the opcode before
+        return _Beginning(code, fixed) if fixed.any() else None
+
     def _is_as_packaged(
         self, kernel: RunningKernel, key: ModuleKey, listed: Mapping[ModuleKey, Module]
     ) -> bool:
@@ -152,6 +209,18 @@ class ModuleJudge:
 
     def _holds(self, kernel: RunningKernel, known: KnownModule) -> bool:
         return self._joined is not None and self._joined.holds(kernel, known)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Beginning:
+    """The first page of what a module has for init, in its file, and the bytes that loading leaves alone."""
+
+    code: NDArray[np.uint8]
+    fixed: NDArray[np.bool_]
+
+    def share(self, page: NDArray[np.uint8]) -> float:
+        same = self.code == page[: len(self.code)]
+        return float(np.count_nonzero(same & self.fixed) / np.count_nonzero(self.fixed))
 
 
 def _as_listed(code: ModuleCode, module: Module) -> ModuleCode:

@@ -37,7 +37,15 @@ from affiant.kernel.walks.known_walks import walked
 from affiant.kernel.walks.lists import Words, list_entries, tree_nodes
 from affiant.model.errors import AffiantError, MalformedError, UnavailableError
 
-__all__ = ["Module", "ModuleView", "Stranger", "listed_modules", "module_owners", "read_modules"]
+__all__ = [
+    "Module",
+    "ModuleView",
+    "Stranger",
+    "listed_modules",
+    "module_at",
+    "module_owners",
+    "read_modules",
+]
 
 _MODULE = "struct module"
 _MOST_MODULES = 8192
@@ -227,6 +235,11 @@ def _in_pages(address: int, content: bytes) -> Iterator[tuple[int, bytes]]:
         here = PAGE_SIZE - address % PAGE_SIZE
         yield address, content[:here]
         address, content = address + here, content[here:]
+
+
+def module_at(program: KernelProgram, address: int) -> Module:
+    """Return what memory at an address is as a `struct module`; raises MemoryFault if there is no memory."""
+    return program.parsed(program.copy(_MODULE, address), _module)
 
 
 def _listed(program: KernelProgram) -> list[StructCopy]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import takewhile
 from typing import TYPE_CHECKING, Final
 
@@ -18,7 +19,7 @@ from affiant.model.errors import MalformedError
 if TYPE_CHECKING:
     from affiant.kernel.reference.image import ReferenceImage
 
-__all__ = ["ModuleKey", "module_key", "module_places"]
+__all__ = ["ModuleKey", "init_places", "module_key", "module_places"]
 
 _MODULE = "struct module"
 _AREAS: Final[Mapping[str, str]] = {
@@ -64,6 +65,27 @@ def module_places(program: KernelProgram, module: Module) -> ModulePlaces:
     }
     per_cpu = copy.integer("percpu") if "percpu" in copy else 0
     return ModulePlaces(bases, per_cpu, contiguous, freed, _later_read_only(program.reference))
+
+
+def init_places(program: KernelProgram, module: Module | None, start: int) -> ModulePlaces:
+    """Return the places of a module whose init has its text at `start`; with None, of one that is gone.
+
+    What has no place any more is laid out where it does not matter, and counts as freed. Raises what
+    `module_places` raises.
+    """
+    if module is not None:
+        places = module_places(program, module)
+        bases, freed = dict(places.bases), places.freed
+    else:
+        contiguous = not program.has(_MODULE, "mem")
+        away = start - _OUT_OF_THE_WAY if start - _OUT_OF_THE_WAY > KERNEL_MAP else start + _OUT_OF_THE_WAY
+        areas = ("text", "init_text") if contiguous else tuple(_AREAS)
+        bases = {area: away + number * _OUT_OF_THE_WAY // 16 for number, area in enumerate(areas)}
+        freed = frozenset((*_AREAS, "init_ro_after_init"))
+        places = ModulePlaces(bases, 0, contiguous, freed, _later_read_only(program.reference))
+    # Where all areas of init follow each other, the place of its text is that of all.
+    known = {area for area in freed if area.startswith("init_")} if places.contiguous else {"init_text"}
+    return replace(places, bases=bases | {"init_text": start}, freed=freed - known)
 
 
 def _later_read_only(reference: ReferenceImage) -> frozenset[str]:

@@ -14,7 +14,7 @@ from affiant.kernel.comparison.regions import CodeRegion
 from affiant.kernel.machine.memory import MemoryFault
 from affiant.kernel.modules.image import PER_CPU, Area, LinkedModule, link_module, section_places
 from affiant.kernel.modules.loaded import Module
-from affiant.kernel.modules.places import ModuleKey, module_places
+from affiant.kernel.modules.places import ModuleKey, init_places, module_places
 from affiant.kernel.modules.sites import NamedImage, module_content
 from affiant.kernel.modules.verdict import ModuleCode
 from affiant.kernel.objects.program import KernelProgram
@@ -148,6 +148,23 @@ class ModuleReferences:
         init = None if "init_text" in places.freed else self._text(kernel, linked, "init_text")
         asked = listed.keys() - {key} if linked.unresolved else resolver.used
         return KnownModule(linked, frozenset(asked), code, _rodata(linked), init)
+
+    def init_text(
+        self, kernel: RunningKernel, name: str, start: int, listed: Mapping[ModuleKey, Module]
+    ) -> tuple[CodeRegion, SiteContent] | None:
+        """Return the text of a module's init as it must stand at `start`, None if the module has none.
+
+        What it refers to lies where the module is that is listed by that name. If none is, or what serves
+        init alone has no place, nobody knows the bytes that refer there. Raises what `link` raises.
+        """
+        file = self.file(name)
+        if file is None:
+            return None
+        self._work(self._sizes[name])
+        key = next((key for key, module in listed.items() if module.name == name), ())
+        places = init_places(kernel.program, listed.get(key), start)
+        linked = link_module(file, places, _Resolver(self, kernel.program, key, listed))
+        return self._text(kernel, linked, "init_text")
 
     def _text(
         self, kernel: RunningKernel, linked: LinkedModule, area: str

@@ -16,6 +16,9 @@ he likes. Each kind of owner therefore has one file that says what its pages may
 with its files in `modules`; firmware that runs at run time has no reference and is only counted
 (`page_rights`).
 
+Code of nobody may be at another place in each look. `look` therefore also counts looks with any of it, that
+aside which is a packaged module's text on its way in or out.
+
 Promised: what is found in order has, byte for byte or instruction by instruction, a form that the kernel
 itself makes for that owner. Not promised: that a BPF program does what its owner wants.
 """

@@ -33,7 +33,7 @@ from affiant.kernel.page_tables.executable_pages import (
 from affiant.kernel.transient.booting import is_booting
 from affiant.kernel.transient.code_changes import is_changing_code
 from affiant.kernel.transient.init_freeing import is_freeing_init
-from affiant.model.errors import AffiantError
+from affiant.model.errors import AffiantError, UnavailableError
 
 if TYPE_CHECKING:
     from affiant.kernel.running_kernel import RunningKernel
@@ -43,6 +43,10 @@ __all__ = ["OWNERS", "OwnerKind", "PageContent", "PageOwners", "read_page_conten
 _ATTEMPTS: Final = 3
 _SHOWN: Final = 64
 _LONG: Final = 60.0
+# Looks of the last 64 in which no package explains some code; docs/detection.md has what healthy guests show.
+_OFTEN: Final = 16
+_OFTEN_AT_REST: Final = 8
+_MOVING: Final = "moving code"
 # Kinds that have no page above the kernel image: whether they are known says nothing about pages there.
 _ELSEWHERE: Final = frozenset({RealModePages.kind, VsyscallPage.kind, FirmwarePages.kind})
 
@@ -94,6 +98,15 @@ class PageContent:
     faults: tuple[Fault, ...]
     settling: tuple[Fault, ...]
     unread: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Sweep:
+    """All executable pages with their owners, what each owner has, and the modules that were listed then."""
+
+    owned: ExecutablePages
+    spans: tuple[OwnedRange, ...]
+    modules: tuple[Module, ...]
 
 
 class PageOwners:
@@ -148,12 +161,8 @@ def read_page_content(guest: RunningKernel, owners: PageOwners, *, now: float) -
             kind: _still_wrong(claims[kind], now_claims) if kind in claims else now_claims
             for kind, now_claims in again.items()
         }
-    pages = read_executable_pages(guest.memory, guest.kernel_space, guest.program)
-    after = listed_modules(guest.program)
-    modules = before if before == after else (*before, *after)
-    spans = [OwnedRange(*span, "module", module.name) for module in modules for span in module.text]
-    spans += [OwnedRange(each.start, each.end, kind, each.owner) for kind in claims for each in claims[kind]]
-    owned = attribute(pages, spans)
+    sweep = _swept(guest, claims, before)
+    owned = sweep.owned
     counts = owned.by_kind()
 
     lasting, settling = _settled(guest, claims, unread.keys(), now)
@@ -182,11 +191,12 @@ def read_page_content(guest: RunningKernel, owners: PageOwners, *, now: float) -
         old = guest.patience.settled("pages of nobody", nobodys, now, excused=freeing)
         lasting |= set(_unowned(guest, old))
         settling |= set(_unowned(guest, nobodys - old))
+        lasting |= set(_moving(guest, owners, sweep, now, booting=booting))
     return PageContent(
-        pages=len(pages.addresses),
+        pages=len(owned.addresses),
         traps=counts.get("traps", 0),
         owners={kind: _summary(claims[kind], counts.get(kind, 0)) for kind in claims},
-        modules=_module_pages(spans, pages),
+        modules=_module_pages(sweep.spans, owned),
         faults=_ordered(lasting),
         settling=_ordered(settling),
         unread=unread,
@@ -235,15 +245,76 @@ def _still_wrong(before: list[Claim], after: list[Claim]) -> list[Claim]:
     ]
 
 
+def _swept(guest: RunningKernel, claims: Mapping[str, list[Claim]], before: Sequence[Module]) -> _Sweep:
+    """Read all executable pages, and attribute them: to what is claimed, and to modules of before or now."""
+    pages = read_executable_pages(guest.memory, guest.kernel_space, guest.program)
+    after = listed_modules(guest.program)
+    modules: Sequence[Module] = before if before == after else (*before, *after)
+    spans = [OwnedRange(*span, "module", module.name) for module in modules for span in module.text]
+    spans += [OwnedRange(each.start, each.end, kind, each.owner) for kind in claims for each in claims[kind]]
+    return _Sweep(attribute(pages, spans), tuple(spans), tuple(after))
+
+
+def _moving(
+    guest: RunningKernel, owners: PageOwners, sweep: _Sweep, now: float, *, booting: bool
+) -> Iterator[Fault]:
+    """Yield the pages now of code that nobody has for good, if there were such pages in many looks.
+
+    So nobody evades by moving his code, or by being away in some looks. A guest that loads and unloads
+    modules has such pages all the time: those that hold what a package does there do not count. While it
+    runs, they may be gone before they are compared, so that looks at one moment are counted by themselves.
+    """
+    odd = _unexplained(guest, sweep)
+    if odd and not guest.paused:
+        # Pages change hands while they are read; in a second reading they have found their owners.
+        before = listed_modules(guest.program)
+        claims, unread = owners.claims(guest, before, booting=booting)
+        if unread.keys() - _ELSEWHERE:
+            return
+        odd = _unexplained(guest, _swept(guest, claims, before))
+    if odd is None:
+        return
+    if guest.paused:
+        # Several tries to have all pages of one moment are one look: the last of them has succeeded.
+        topic, looks, after = "moving code at one moment", _OFTEN_AT_REST, _MOVING
+    else:
+        topic, looks, after = _MOVING, _OFTEN, ""
+    often = guest.patience.often(topic, bool(odd), now, looks=looks, after=after)
+    if often:
+        reason = "is of no package and of nobody who stays, as other code was in {} of {} looks"
+        yield from _told(guest, {(address, 0) for address in odd}, reason.format(*often))
+
+
+def _unexplained(guest: RunningKernel, sweep: _Sweep) -> frozenset[int] | None:
+    """Return the pages of nobody, and of modules that come or go, whose content is of no package.
+
+    None where nobody knows what packages hold.
+    """
+    pages = {address for address, _ in sweep.owned.unowned()}
+    passing = [module for module in sweep.modules if module.state != "live"]
+    if passing:
+        spans = [OwnedRange(*span, "module", "") for module in passing for span in module.text]
+        pages |= sweep.owned.inside(spans)
+    if not pages:
+        return frozenset()
+    try:
+        return frozenset(pages) - guest.outside.left_among(pages)
+    except UnavailableError:
+        return None
+
+
 def _unowned(guest: RunningKernel, pages: set[tuple[int, int]]) -> Iterator[Fault]:
+    return _told(guest, pages, "belongs to nobody")
+
+
+def _told(guest: RunningKernel, pages: set[tuple[int, int]], reason: str) -> Iterator[Fault]:
     for run in page_runs(pages):
         try:
             code = guest.kernel_space.read(run.address, PAGE_SIZE)
         except MemoryFault:
             code = b""
         first = next((index for index, byte in enumerate(code) if byte not in (0, 0xCC)), 0)
-        reason = f"belongs to nobody ({run.pages} pages)"
-        yield Fault(run.address, "", reason, code[first : first + _SHOWN])
+        yield Fault(run.address, "", f"{reason} ({run.pages} pages)", code[first : first + _SHOWN])
 
 
 def _summary(claims: list[Claim], inside: int) -> OwnerKind:
@@ -257,7 +328,7 @@ def _summary(claims: list[Claim], inside: int) -> OwnerKind:
     )
 
 
-def _module_pages(spans: list[OwnedRange], pages: ExecutablePages) -> dict[str, int]:
+def _module_pages(spans: Sequence[OwnedRange], pages: ExecutablePages) -> dict[str, int]:
     counts: dict[str, int] = {}
     own = list(dict.fromkeys(span for span in spans if span.kind == "module"))
     first, last = (

@@ -8,7 +8,7 @@ nothing but INT3 (free parts of execmem's and BPF's large pages) needs no owner:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -91,6 +91,16 @@ class ExecutablePages:
         """Return (address, frame) of each page that nobody owns."""
         free = self.owner == _NOBODY
         return set(zip(self.addresses[free].tolist(), self.frames[free].tolist(), strict=True))
+
+    def inside(self, ranges: Iterable[OwnedRange]) -> set[int]:
+        """Return the addresses of the pages in these ranges that hold code."""
+        code = self.owner != _TRAPPED
+        found: set[int] = set()
+        for each in ranges:
+            start = each.start // PAGE_SIZE * PAGE_SIZE
+            first, last = np.searchsorted(self.addresses, np.array([start, each.end], dtype=np.uint64))
+            found.update(self.addresses[first:last][code[first:last]].tolist())
+        return found
 
 
 def read_executable_pages(

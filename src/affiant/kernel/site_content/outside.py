@@ -25,12 +25,22 @@ class Outside(Protocol):
         """
         ...
 
+    def left_among(self, pages: Set[int]) -> frozenset[int]:
+        """Return those pages that hold text of a module that comes or goes, as its package has it.
+
+        Raises UnavailableError if nobody knows what packages have.
+        """
+        ...
+
 
 class _Nobody:
     def functions_among(self, addresses: Set[int]) -> frozenset[int]:
         return frozenset()
 
     def generated_among(self, addresses: Set[int]) -> frozenset[int]:
+        return frozenset()
+
+    def left_among(self, pages: Set[int]) -> frozenset[int]:
         return frozenset()
 
 

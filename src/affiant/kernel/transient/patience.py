@@ -6,6 +6,7 @@ such a thing from a hidden one; time does.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Hashable, Set
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -23,6 +24,7 @@ _LOOKS = 4
 _GRACE_PERIODS = 2
 _STALLED_SECONDS = 60.0
 _MOST_UNSEEN = 4096
+_RECENT = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,8 @@ class Patience:
     def __init__(self, periods: Callable[[], GracePeriods | None] = lambda: None) -> None:
         self._periods = periods
         self._seen: dict[str, dict[Hashable, _Record]] = {}
+        self._looks: dict[str, deque[bool]] = {}
+        self._counted: dict[str, float] = {}
 
     def settled(
         self,
@@ -98,6 +102,25 @@ class Patience:
             after[thing] = replace(record, seen=now, settled=record.settled or lasting)
         self._seen[topic] = after
         return {thing for thing in things if after[thing].settled}
+
+    def often(
+        self, topic: str, there: bool, now: float, *, looks: int, after: str = ""
+    ) -> tuple[int, int] | None:
+        """Return in how many of how many looks there was such a thing, whichever, of the last 64.
+
+        None if it is not there now, or was in fewer than `looks` of them. Of looks less than a second apart
+        the last one counts, and of those that follow one look on the topic `after` as well. A look in which
+        there is none takes nothing from those before.
+        """
+        now = self._counted.get(after, now)
+        last = self._looks.setdefault(topic, deque(maxlen=_RECENT))
+        if last and now - self._counted[topic] < _LOOK_SPACING_SECONDS:
+            last[-1] = there
+        else:
+            last.append(there)
+            self._counted[topic] = now
+        seen = sum(last)
+        return (seen, len(last)) if there and seen >= looks else None
 
     @staticmethod
     def _lasting(record: _Record, now: float, seconds: float, looks: int) -> bool:

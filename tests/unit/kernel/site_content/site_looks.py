@@ -75,6 +75,9 @@ class Vouching:
     def generated_among(self, addresses: Set[int]) -> frozenset[int]:
         return frozenset(addresses & self.generated)
 
+    def left_among(self, pages: Set[int]) -> frozenset[int]:
+        return frozenset()
+
 
 def content_with(world: SiteWorld, outside: Vouching) -> SiteContent:
     """Make sites whose judge has somebody who vouches for code outside of the image."""
