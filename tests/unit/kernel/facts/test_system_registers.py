@@ -384,6 +384,6 @@ def test_cpus_that_run_no_kernel_code_are_not_compared(guest: SyntheticGuest) ->
 
 
 def test_without_saved_registers_the_fact_is_unavailable(guest: SyntheticGuest) -> None:
-    for given, reason in ((None, "launcher alone"), (SavedCpus(0.0, (), "no stream"), "no stream")):
+    for given, reason in ((None, "nobody had QEMU save"), (SavedCpus(0.0, (), "no stream"), "no stream")):
         seen = collect(guest.open().with_saved(given), ["system_registers"], now=0)
         assert reason in seen["system_registers"].to_json()["unavailable"]
