@@ -106,6 +106,8 @@ def kernel_types(further: Callable[[BtfBuilder], None] | None = None) -> bytes:
         ("taints", long, 136),
         ("core_layout", layout, 144),
         ("init_layout", layout, 216),
+        ("tracepoints_ptrs", address, 288),
+        ("num_tracepoints", uint, 296),
     )
     hlist_node = btf.struct("hlist_node", 16, ("next", address, 0), ("pprev", address, 8))
     kuid = btf.struct("", 4, ("val", uint, 0))

@@ -23,10 +23,11 @@ __all__ = ["TRACE_CALLBACKS_FIELDS", "TraceCallbacksFact", "trace_callbacks"]
 
 _ATTEMPTS: Final = 3
 _SECONDS: Final = 1.0  # of this thread's processor time
+_UNFORMED_SECONDS: Final = 60.0  # that a module of thousands of relocations takes on a slow host
 _TOLD_LAST: Final = ("module text", "function")
 
 TRACE_CALLBACKS_FIELDS = {
-    "tracepoints": "tracepoints of the kernel image and of listed modules",
+    "tracepoints": "tracepoints of the kernel image and of listed modules, but for those not linked yet",
     "pointers": "other pointers of tracepoints that were compared with what was linked",
     "contexts": "lists of perf events: of processors, and of tasks",
     "events": "perf events on them",
@@ -93,13 +94,13 @@ def _changed(pointer: ChangedPointer) -> dict[str, Json]:
     }
 
 
-def trace_callbacks(guest: Guest, _now: float) -> TraceCallbacksFact:
+def trace_callbacks(guest: Guest, now: float) -> TraceCallbacksFact:
     """Read the fact `trace_callbacks`; raises MemoryFault or MalformedError if it is not to be had whole."""
     budget = Budget(seconds=_SECONDS, clock=time.thread_time)
     for attempt in range(_ATTEMPTS):
         try:
             memory = Snapshot(guest.program, budget)
-            tracepoints = guest.tracepoints.look(memory)
+            tracepoints = guest.tracepoints.look(memory, unformed=_still_unformed(guest, now))
             events = read_perf_events(guest, memory)
             break
         except (MemoryFault, MalformedError):
@@ -108,6 +109,14 @@ def trace_callbacks(guest: Guest, _now: float) -> TraceCallbacksFact:
                 raise
     functions = {callback.function for callback in tracepoints.callbacks} | _handlers(events.events)
     return TraceCallbacksFact(tracepoints, events, _kinds(guest, functions))
+
+
+def _still_unformed(guest: Guest, now: float) -> frozenset[int]:
+    """Return where modules are that say they are not linked yet; that is believed for a minute."""
+    unformed = {module.address for module in listed_modules(guest.program) if module.state == "unformed"}
+    topic = "tracepoints of unformed modules"
+    lasting = guest.patience.settled(topic, unformed, now, seconds=_UNFORMED_SECONDS)
+    return frozenset(unformed - lasting)
 
 
 def _handlers(events: Iterable[PerfEvent]) -> set[int]:

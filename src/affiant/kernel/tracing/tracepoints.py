@@ -106,10 +106,11 @@ class Tracepoints:
         places = self._raw_places("bpf_func")
         return frozenset(self.image.linked_words(places).tolist()) - {0}
 
-    def look(self, memory: Snapshot) -> TracepointLook:
+    def look(self, memory: Snapshot, *, unformed: frozenset[int] = frozenset()) -> TracepointLook:
         """Read every tracepoint. Raises MemoryFault or MalformedError where one cannot be followed.
 
-        A kernel without tracepoints has none.
+        Those of modules that are still `unformed`, by their addresses, are passed over: until its relocations
+        are applied, what a module has of tracepoints leads anywhere. A kernel without tracepoints has none.
         """
         program = self.image.program
         if not len(self.addresses):
@@ -121,7 +122,7 @@ class Tracepoints:
             for callback in _functions(program, memory, self._name(index), int(funcs[index]))
         ]
         count = len(self.addresses)
-        for name, held in looked_through(memory, _in_modules):
+        for name, held in looked_through(memory, _in_modules, unformed):
             count += 1
             callbacks += _functions(program, memory, name, held) if held else ()
         expected, pointers_now = self._all_linked
@@ -194,12 +195,16 @@ def _functions(program: KernelProgram, memory: Snapshot, name: str, first: int) 
     raise MalformedError(f"the functions of tracepoint {name} have no end")
 
 
-def _in_modules(program: KernelProgram, memory: Snapshot) -> tuple[tuple[str, int], ...]:
-    return tuple(_of_modules(program, memory))
+def _in_modules(
+    program: KernelProgram, memory: Snapshot, unformed: frozenset[int]
+) -> tuple[tuple[str, int], ...]:
+    return tuple(_of_modules(program, memory, unformed))
 
 
-def _of_modules(program: KernelProgram, memory: Snapshot) -> Iterator[tuple[str, int]]:
-    """Yield the name and `funcs` of each tracepoint of a listed module."""
+def _of_modules(
+    program: KernelProgram, memory: Snapshot, unformed: frozenset[int]
+) -> Iterator[tuple[str, int]]:
+    """Yield the name and `funcs` of each tracepoint of a listed module, unless it is still unformed."""
     if not program.has(_MODULE, "tracepoints_ptrs"):
         return
     head, link = program.address("modules"), program.offset(_MODULE, "list")
@@ -207,6 +212,8 @@ def _of_modules(program: KernelProgram, memory: Snapshot) -> Iterator[tuple[str,
     count = program.member(_MODULE, "num_tracepoints")
     for module in list_entries(memory, head, offset=link, maximum=_MOST_MODULES):
         memory.budget.step()
+        if module in unformed:
+            continue
         number = int.from_bytes(memory.read(module + count.offset, count.size), "little")
         if number > _MOST_IN_MODULE:
             raise MalformedError(f"the module at {module:#x} has {number} tracepoints")

@@ -86,8 +86,19 @@ class World:
     def word(self, address: int, value: int) -> None:
         self.guest.word(self.guest.resolve(address), value)
 
-    def look(self, seen: Guest | None = None) -> Any:
-        return collect(seen or self.guest.open(), ["trace_callbacks"], now=0)["trace_callbacks"].to_json()
+    def look(self, seen: Guest | None = None, *, now: float = 0.0) -> Any:
+        return collect(seen or self.guest.open(), ["trace_callbacks"], now=now)["trace_callbacks"].to_json()
+
+    def give_module_a_tracepoint(self, distance: int, *, state: int) -> None:
+        """The first module, in this state, has a tracepoint this far behind what names it."""
+        module = self.guest.modules[0]
+        physical, table = self.guest.allocate(64)
+        self.guest.poke(physical, distance.to_bytes(4, "little", signed=True))
+        self.guest.word(physical + 16, table + 8)  # its name is empty
+        self.guest.word(physical + 32, self.functions)
+        self.guest.poke(module, state.to_bytes(4, "little"))
+        self.guest.word(module + 288, table)
+        self.guest.word(module + 296, 1)
 
     def called(self) -> dict[tuple[str, str], tuple[str, str]]:
         fact = self.look()
@@ -187,3 +198,23 @@ def test_tasks_are_asked_for_events_when_the_kernel_says_that_they_have_some(wor
     """The made-up kernel's tasks have no such member, which must be said and not be taken for none."""
     world.word(KEY + SLIDE, 1)
     assert "perf_event_ctxp" in world.look()["unavailable"]
+
+
+_LIVE, _UNFORMED = 0, 3
+
+
+def test_what_a_module_calls_is_told(world: World) -> None:
+    world.give_module_a_tracepoint(16, state=_LIVE)
+    fact = world.look()
+    assert fact["tracepoints"] == 3
+    assert {each["where"] for each in fact["callbacks"] if each["via"] == "tracepoint"} == {"first", ""}
+
+
+def test_a_module_that_is_not_linked_yet_has_no_tracepoints_for_a_minute(world: World) -> None:
+    """Its distances lead anywhere before relocation; who says for ever that he is not linked is looked at."""
+    world.give_module_a_tracepoint(0, state=_UNFORMED)
+    seen = world.guest.open()
+    for now in range(0, 60, 5):
+        fact = world.look(seen, now=float(now))
+        assert (fact["tracepoints"], fact["changed"]) == (2, [])
+    assert world.look(seen, now=61.0)["tracepoints"] == 3
