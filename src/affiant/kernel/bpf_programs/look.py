@@ -26,6 +26,7 @@ from affiant.kernel.bpf_programs.symbols import survey_symbols
 from affiant.kernel.bpf_programs.tracing import survey_perf_events, survey_trace_events, survey_tracepoints
 from affiant.kernel.bpf_programs.trampolines import survey_trampoline_code, survey_trampolines
 from affiant.kernel.machine.memory import MemoryFault
+from affiant.kernel.modules.loaded import still_unformed
 from affiant.kernel.page_content.bpf_lists import (
     BpfLists,
     BpfProgram,
@@ -142,7 +143,7 @@ def read_bpf_programs(kernel: TracedKernel, callees: Callees, *, now: float) -> 
     for name, look in PLACES.items():
         lists = iter([before[0]])
         try:
-            surveys[name] = _attempt(partial(_surveyed, kernel, budget, lists, look))
+            surveys[name] = _attempt(partial(_surveyed, kernel, budget, lists, look, now))
         except AffiantError as error:
             unread[name] = str(error)
     after = _attempt(partial(_lists, kernel, budget))
@@ -190,11 +191,15 @@ def _lists(kernel: TracedKernel, budget: Budget) -> tuple[BpfLists, dict[int, in
 
 
 def _surveyed(
-    kernel: TracedKernel, budget: Budget, lists: Iterator[BpfLists], look: Callable[[Survey], None]
+    kernel: TracedKernel,
+    budget: Budget,
+    lists: Iterator[BpfLists],
+    look: Callable[[Survey], None],
+    now: float,
 ) -> Survey:
     """Look with the first of `lists`; where that did not go well, with the lists as they are by then."""
     read = next(lists, None) or read_bpf_lists(kernel.program, budget.step)
-    survey = Survey(kernel, Snapshot(kernel.program, budget), read)
+    survey = Survey(kernel, Snapshot(kernel.program, budget), read, partial(still_unformed, kernel, now))
     look(survey)
     return survey
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -56,12 +57,14 @@ class Survey:
     """One kind of places of one guest, at one moment: guest memory is hostile, and what is noted is its word.
 
     `looked` counts the places that were there to be looked at, in use or not. `gaps` are pieces of code that
-    were not read to their ends, by where they are and their names, with the reasons.
+    were not read to their ends, by where they are and their names, with the reasons. `unformed` tells where
+    modules are that are not linked yet.
     """
 
     kernel: TracedKernel
     memory: Snapshot
     lists: BpfLists
+    unformed: Callable[[], frozenset[int]] = frozenset
     looked: int = 0
     uses: list[Use] = field(default_factory=list)
     links: list[LinkUse] = field(default_factory=list)

@@ -28,7 +28,7 @@ _MOST_EVENTS: Final = 65536
 def survey_tracepoints(survey: Survey) -> None:
     """Note each program that a tracepoint enters as a raw one."""
     program, tracepoints = survey.program, survey.kernel.tracepoints
-    look = tracepoints.look(survey.memory)
+    look = tracepoints.look(survey.memory, unformed=survey.unformed())
     survey.looked = look.tracepoints
     by_link = program.has_type(_RAW_LINK) and program.has(_RAW_LINK, "cookie")
     for callback in look.callbacks:

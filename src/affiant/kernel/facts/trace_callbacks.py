@@ -13,7 +13,7 @@ import numpy as np
 from affiant.kernel.facts.as_json import Json, bounded
 from affiant.kernel.guest import Guest
 from affiant.kernel.machine.memory import MemoryFault
-from affiant.kernel.modules.loaded import listed_modules
+from affiant.kernel.modules.loaded import listed_modules, still_unformed
 from affiant.kernel.tracing.perf_events import PerfEvent, PerfLook, read_perf_events
 from affiant.kernel.tracing.tracepoints import ChangedPointer, TracepointLook
 from affiant.kernel.walks.snapshot import Budget, Snapshot
@@ -23,7 +23,6 @@ __all__ = ["TRACE_CALLBACKS_FIELDS", "TraceCallbacksFact", "trace_callbacks"]
 
 _ATTEMPTS: Final = 3
 _SECONDS: Final = 1.0  # of this thread's processor time
-_UNFORMED_SECONDS: Final = 60.0  # that a module of thousands of relocations takes on a slow host
 _TOLD_LAST: Final = ("module text", "function")
 
 TRACE_CALLBACKS_FIELDS = {
@@ -100,7 +99,7 @@ def trace_callbacks(guest: Guest, now: float) -> TraceCallbacksFact:
     for attempt in range(_ATTEMPTS):
         try:
             memory = Snapshot(guest.program, budget)
-            tracepoints = guest.tracepoints.look(memory, unformed=_still_unformed(guest, now))
+            tracepoints = guest.tracepoints.look(memory, unformed=still_unformed(guest, now))
             events = read_perf_events(guest, memory)
             break
         except (MemoryFault, MalformedError):
@@ -109,14 +108,6 @@ def trace_callbacks(guest: Guest, now: float) -> TraceCallbacksFact:
                 raise
     functions = {callback.function for callback in tracepoints.callbacks} | _handlers(events.events)
     return TraceCallbacksFact(tracepoints, events, _kinds(guest, functions))
-
-
-def _still_unformed(guest: Guest, now: float) -> frozenset[int]:
-    """Return where modules are that say they are not linked yet; that is believed for a minute."""
-    unformed = {module.address for module in listed_modules(guest.program) if module.state == "unformed"}
-    topic = "tracepoints of unformed modules"
-    lasting = guest.patience.settled(topic, unformed, now, seconds=_UNFORMED_SECONDS)
-    return frozenset(unformed - lasting)
 
 
 def _handlers(events: Iterable[PerfEvent]) -> set[int]:

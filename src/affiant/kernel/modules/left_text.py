@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import suppress
 from itertools import islice
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +30,10 @@ from affiant.kernel.page_tables.executable_pages import LAST_CODE_ADDRESS
 from affiant.model.errors import AffiantError
 
 if TYPE_CHECKING:
-    from affiant.kernel.modules.judge import ModuleJudge
+    from affiant.kernel.comparison.regions import CodeRegion
+    from affiant.kernel.modules.verdict import ModuleCode
     from affiant.kernel.running_kernel import RunningKernel
+    from affiant.kernel.site_content.content import SiteContent
 
 __all__ = ["left_text"]
 
@@ -45,8 +47,26 @@ _ALIKE: Final = 0.5
 """The part of its bytes that text has in common with its file before relocation, and foreign code has not."""
 
 
+class _Judge(Protocol):
+    """Who knows what packages have for modules, as `ModuleJudge` documents it."""
+
+    def knows(self, name: str) -> bool: ...
+
+    def met(self, names: Iterable[str]) -> None: ...
+
+    def compare(
+        self, kernel: RunningKernel, key: ModuleKey, listed: Mapping[ModuleKey, Module]
+    ) -> ModuleCode: ...
+
+    def begin_like(self, page: NDArray[np.uint8], *, at_least: float) -> list[str]: ...
+
+    def init_text(
+        self, kernel: RunningKernel, name: str, start: int, listed: Mapping[ModuleKey, Module]
+    ) -> tuple[CodeRegion, SiteContent] | None: ...
+
+
 def left_text(
-    kernel: RunningKernel, judge: ModuleJudge, pages: Set[int], listed: Iterable[Module]
+    kernel: RunningKernel, judge: _Judge, pages: Set[int], listed: Iterable[Module]
 ) -> frozenset[int]:
     """Return those of `pages` that hold text of a module as its package has it, all of that text.
 
@@ -69,7 +89,7 @@ def left_text(
 
 
 def _text_of(
-    kernel: RunningKernel, judge: ModuleJudge, key: ModuleKey, modules: Mapping[ModuleKey, Module]
+    kernel: RunningKernel, judge: _Judge, key: ModuleKey, modules: Mapping[ModuleKey, Module]
 ) -> set[int]:
     """Return the pages of a module's text if all of it is as packaged, sites that are half changed aside."""
     if judge.compare(kernel, key, modules).verdict not in (AS_PACKAGED, IN_TRANSITION):
@@ -80,7 +100,7 @@ def _text_of(
 
 
 def _init_text_at(
-    kernel: RunningKernel, judge: ModuleJudge, start: int, modules: Mapping[ModuleKey, Module]
+    kernel: RunningKernel, judge: _Judge, start: int, modules: Mapping[ModuleKey, Module]
 ) -> set[int]:
     """Return the pages from `start` on if they hold the text of some module's init, as packaged."""
     with suppress(AffiantError):
@@ -92,7 +112,7 @@ def _init_text_at(
     return set()
 
 
-def _pointing_at(kernel: RunningKernel, judge: ModuleJudge, texts: Set[int]) -> Iterator[Module]:
+def _pointing_at(kernel: RunningKernel, judge: _Judge, texts: Set[int]) -> Iterator[Module]:
     """Yield modules that packages have, by their looks, whose text begins at one of these addresses."""
     program = kernel.program
     if program.has(_MODULE, "mem"):

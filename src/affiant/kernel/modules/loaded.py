@@ -31,6 +31,7 @@ from affiant.kernel.page_tables.executable_pages import (
     page_runs,
     read_executable_pages,
 )
+from affiant.kernel.running_kernel import RunningKernel
 from affiant.kernel.transient.init_freeing import is_freeing_init
 from affiant.kernel.transient.patience import Patience
 from affiant.kernel.walks.known_walks import walked
@@ -45,12 +46,14 @@ __all__ = [
     "module_at",
     "module_owners",
     "read_modules",
+    "still_unformed",
 ]
 
 _MODULE = "struct module"
 _MOST_MODULES = 8192
 _LARGEST_TEXT = 1 << 30
 _ATTEMPTS = 3
+_UNFORMED_SECONDS: Final = 60.0  # that a module of thousands of relocations takes on a slow host
 _END: Final = 1 << 64
 _THUNK_ARRAYS: Final = (("its_page_array", "its_num_pages"), ("arch.its_pages.pages", "arch.its_pages.num"))
 _MOST_THUNK_PAGES = 256
@@ -154,6 +157,16 @@ def read_modules(
         unowned=page_runs(lasting_pages),
         settling=page_runs(unowned - lasting_pages),
     )
+
+
+def still_unformed(kernel: RunningKernel, now: float) -> frozenset[int]:
+    """Return where modules are that say they are not linked yet; that is believed for a minute.
+
+    Raises what `listed_modules` raises.
+    """
+    unformed = {module.address for module in listed_modules(kernel.program) if module.state == "unformed"}
+    lasting = kernel.patience.settled("unformed modules", unformed, now, seconds=_UNFORMED_SECONDS)
+    return frozenset(unformed - lasting)
 
 
 def module_owners(program: KernelProgram, modules: Iterable[Module]) -> list[OwnedRange]:
