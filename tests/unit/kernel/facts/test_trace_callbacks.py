@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import pytest
 
+from affiant.kernel.bpf_programs.survey import Survey
+from affiant.kernel.bpf_programs.tracing import survey_tracepoints
 from affiant.kernel.facts import trace_callbacks as trace_callbacks_fact
 from affiant.kernel.facts.as_json import bounded
 from affiant.kernel.facts.registry import collect
 from affiant.kernel.guest import Guest
+from affiant.kernel.machine.memory import MemoryFault
+from affiant.kernel.modules.loaded import still_unformed
+from affiant.kernel.page_content.bpf_lists import BpfLists
+from affiant.kernel.walks.snapshot import Budget, Snapshot
 from tests.unit.kernel.btf_builder import BtfBuilder
 from tests.unit.kernel.synthetic_guest import (
     DATA,
@@ -218,3 +225,18 @@ def test_a_module_that_is_not_linked_yet_has_no_tracepoints_for_a_minute(world: 
         fact = world.look(seen, now=float(now))
         assert (fact["tracepoints"], fact["changed"]) == (2, [])
     assert world.look(seen, now=61.0)["tracepoints"] == 3
+
+
+def test_programs_that_tracepoints_enter_are_seen_while_a_module_is_not_linked_yet(world: World) -> None:
+    world.give_module_a_tracepoint(0x7000_0000, state=_UNFORMED)
+    seen = world.guest.open()
+
+    def looked(unformed: Callable[[], frozenset[int]]) -> int:
+        memory = Snapshot(seen.program, Budget(seconds=60.0))
+        survey = Survey(seen, memory, BpfLists((), {}, {}), unformed)
+        survey_tracepoints(survey)
+        return survey.looked
+
+    assert looked(partial(still_unformed, seen, 0.0)) == 2
+    with pytest.raises(MemoryFault):
+        looked(frozenset)
