@@ -75,6 +75,14 @@ def test_an_alternative_that_the_kernels_text_denies_is_found(world: SiteWorld) 
     assert told(world) == [(f"vdso_image_64+{VDSO_SITE:#x}", "alternative")]
 
 
+def test_a_site_that_changes_after_a_look_is_judged_anew(world: SiteWorld) -> None:
+    assert [told(world) for _ in range(2)] == [[], []]
+    before = world.write(VDSO + VDSO_SITE, FENCED)
+    assert told(world) == [(f"vdso_image_64+{VDSO_SITE:#x}", "alternative")]
+    world.write(VDSO + VDSO_SITE, before)
+    assert told(world) == []
+
+
 def test_features_are_those_of_the_text_as_it_is_now(world: SiteWorld) -> None:
     """The text was looked at before it was patched, and not since."""
     assert told(world) == []

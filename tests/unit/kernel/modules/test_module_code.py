@@ -688,6 +688,19 @@ def test_of_many_modules_the_one_that_is_odd_is_told(tmp_path: Path, offset: int
         assert loaded.odd() == []
 
 
+def test_pages_that_hold_what_they_held_are_compared_where_what_is_legal_has_changed(tmp_path: Path) -> None:
+    """A module is judged by itself between two looks: what was found legal of it is found anew."""
+    loaded = Loaded(tmp_path, more=("other",))
+    assert [loaded.odd() for _ in range(3)] == [[], [], []]
+    joined = loaded.seen.module_judge._joined
+    assert joined is not None and joined._as_before(loaded.seen)
+    ((content, _), *_) = joined._texts.values()
+    content.forget()
+    content.begin()
+    assert not joined._as_before(loaded.seen)
+    assert loaded.odd() == []
+
+
 def test_a_key_of_one_of_many_modules_is_its_own(tmp_path: Path) -> None:
     loaded = Loaded(tmp_path, module=module_with_a_static_call(), more=("other", "third"))
     assert [loaded.odd() for _ in range(2)] == [[], []]
