@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from affiant.kernel.guest import Guest
-from affiant.kernel.machine.memory import PAGE_SIZE, GuestMemory, KeptRanges
+from affiant.kernel.machine.kept_ranges import KeptRanges
+from affiant.kernel.machine.memory import PAGE_SIZE, GuestMemory
 from affiant.kernel.walks.snapshot import Snapshot
 
 __all__ = ["Lie", "Trace", "TracedMemory", "lies", "told", "traced"]

@@ -17,8 +17,9 @@ from affiant.kernel.comparison.compare import RegionComparison
 from affiant.kernel.comparison.difference import Difference
 from affiant.kernel.comparison.differing import MOST_DIFFERENCES
 from affiant.kernel.comparison.regions import CodeRegion
+from affiant.kernel.machine.kept_ranges import KeptRanges
 from affiant.kernel.machine.leaves import Extent
-from affiant.kernel.machine.memory import KeptRanges, MemoryFault
+from affiant.kernel.machine.memory import MemoryFault
 from affiant.kernel.reference.image import ReferenceImage
 from affiant.kernel.site_content.function_types import FunctionTypes
 from affiant.kernel.site_content.image import KernelImage

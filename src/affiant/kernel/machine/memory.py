@@ -13,7 +13,6 @@ import mmap
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from affiant.kernel.machine.kept_ranges import KeptRanges
 from affiant.kernel.machine.page_set import PageSet
 from affiant.kernel.machine.ram_layout import PhysicalSegment, RamLayout, q35_below_4g_bytes
 from affiant.model.errors import SetupError, UnavailableError
@@ -28,7 +28,6 @@ from affiant.model.errors import SetupError, UnavailableError
 __all__ = [
     "PAGE_SIZE",
     "GuestMemory",
-    "KeptRanges",
     "MemoryFault",
     "SegmentReader",
 ]
@@ -52,18 +51,6 @@ class _Buffer:
         self.view = memoryview(ram).toreadonly()
         self.bytes: NDArray[np.uint8] = np.frombuffer(self.view, dtype=np.uint8)
         self.pages: NDArray[np.uint64] = self.bytes.view(np.uint64).reshape(-1, PAGE_SIZE // 8)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class KeptRanges:
-    """Ranges of RAM, by their physical addresses, with what each held once, and the live bytes beside it.
-
-    Made by `GuestMemory.keep`. Arrays of bytes, because one of them and a view are compared by memcmp.
-    """
-
-    addresses: list[int]
-    contents: list[bytearray]
-    live: list[memoryview]
 
 
 class SegmentReader:

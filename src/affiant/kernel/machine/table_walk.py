@@ -12,8 +12,9 @@ from typing import Final, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from affiant.kernel.machine.kept_ranges import KeptRanges
 from affiant.kernel.machine.leaves import Leaves
-from affiant.kernel.machine.memory import PAGE_SIZE, GuestMemory, KeptRanges
+from affiant.kernel.machine.memory import PAGE_SIZE, GuestMemory
 from affiant.kernel.machine.page_table_entry import (
     ADDRESS,
     ENTRIES,

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from affiant.kernel.comparison.regions import CodeRegion
-from affiant.kernel.machine.memory import PAGE_SIZE, KeptRanges
+from affiant.kernel.machine.kept_ranges import KeptRanges
+from affiant.kernel.machine.memory import PAGE_SIZE
 from affiant.kernel.modules.frames import ModuleFrames
 from affiant.kernel.modules.places import ModuleKey
 from affiant.kernel.modules.references import KnownModule

@@ -15,8 +15,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from affiant.kernel.machine.kept_ranges import KeptRanges
 from affiant.kernel.machine.leaves import Leaves
-from affiant.kernel.machine.memory import PAGE_SIZE, GuestMemory, KeptRanges, MemoryFault
+from affiant.kernel.machine.memory import PAGE_SIZE, GuestMemory, MemoryFault
 from affiant.kernel.machine.paging import AddressSpace
 from affiant.kernel.objects.program import KernelProgram
 from affiant.kernel.objects.slide import KERNEL_MAP

@@ -27,8 +27,8 @@ _MOST_COMPARED: Final = 2048
 def tables_in_order(program: KernelProgram, space: AddressSpace) -> frozenset[int]:
     """Return the physical addresses of tables that somebody has, and whose kernel half is the kernel's, now.
 
-    With page table isolation, of both of each pair. None where the lists cannot be followed; raises nothing
-    for what the guest does.
+    With page table isolation, of both of each pair. None are, where the lists cannot be followed. Raises
+    nothing that the guest could cause.
     """
     try:
         leaves = space.leaves()
