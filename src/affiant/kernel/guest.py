@@ -29,7 +29,7 @@ from affiant.kernel.objects.slide import (
     still_there,
 )
 from affiant.kernel.page_content.look import PageOwners
-from affiant.kernel.page_tables.tables_before import tables_in_order
+from affiant.kernel.page_tables.tables_in_order import tables_in_order
 from affiant.kernel.site_content.content import SiteContent
 from affiant.kernel.site_content.function_types import FunctionTypes
 from affiant.kernel.site_content.image import KernelImage
@@ -139,8 +139,8 @@ class Guest:
     """What QEMU saved of the vCPUs, at a moment of its own; None where nobody asked it to."""
     paused: bool = False
     """Whether what is read stands still: then nothing is read twice to tell a change from a moment."""
-    tables_before: frozenset[int] = frozenset()
-    """Page tables (physical addresses) that were in order just before the registers were read."""
+    tables_around: frozenset[int] = frozenset()
+    """Page tables (physical addresses) that were in order just before the registers were read, or after."""
 
     @classmethod
     def open(
@@ -183,8 +183,14 @@ class Guest:
         return tables_in_order(self.program, self.kernel_space)
 
     def with_tables(self, before: frozenset[int]) -> Guest:
-        """Return the same guest with what `tables_in_order` told just before its registers were read."""
-        return replace(self, tables_before=before)
+        """Return the same guest with what `tables_in_order` told just before its registers were read.
+
+        Where a vCPU is on others, its process may have been made since: what is in order now counts as well.
+        """
+        used = {cpu.page_table for cpu in self.cpus}
+        if used - before - {self.kernel_space.root}:
+            before |= self.tables_in_order()
+        return replace(self, tables_around=before)
 
     def with_saved(self, saved: SavedCpus | None) -> Guest:
         """Return the same guest with what QEMU saved of its vCPUs."""

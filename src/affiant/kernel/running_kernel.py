@@ -46,4 +46,4 @@ class RunningKernel(Protocol):
     @property
     def paused(self) -> bool: ...  # noqa: D102
     @property
-    def tables_before(self) -> frozenset[int]: ...  # noqa: D102
+    def tables_around(self) -> frozenset[int]: ...  # noqa: D102

@@ -16,7 +16,7 @@ PAGE_RIGHTS_FIELDS = {
     "booting": "whether the kernel says that it still boots, and has not protected its pages yet",
     "roots": "page tables looked at: kernel, cpus, tasks, efi; user halves, where tables come in pairs",
     "cpu_tables": "whose tables each vCPU is on: kernel, efi, a task, last on a CPU, text poking, "
-    "switching (it is just loading others), gone (somebody had them just before the registers were read, and "
+    "switching (it is just loading others), gone (somebody had them just as the registers were read, and "
     "their kernel half was the kernel's), or empty",
     "tasks": "tasks on the list; of more than 512 tables that they have, as many by lot are compared, and "
     "those that vCPUs are on",

@@ -2,7 +2,7 @@
 
     address_roots       which page tables processors and processes use, and how their kernel halves differ
     table_owners        whose page tables are whose
-    tables_before       whose they were just before registers were read
+    tables_in_order     which were in order just as registers were read
     page_rights         rights that no page should have, whoever maps it: all tables at one moment
     rights_findings     what is wrong in one of them
     fixed_code          code that has its place outside of the kernel's text

@@ -50,7 +50,7 @@ class PageRights:
 
     `roots` counts page tables looked at by their users; those that share the kernel's half cost no
     walk. `cpu_tables` tells whose tables each vCPU is on, "switching" for one that is just loading others,
-    "gone" for those that somebody had, and that were in order, just before the registers were read, and that
+    "gone" for those that somebody had, and that were in order, just as the registers were read, and that
     nobody has any more, "" for nobody's. `executable_pages` counts 4 KiB by place. `protected_pages` are
     pages of RAM that nothing may map writable. `unread_tables` lay outside RAM: what they map is not known.
     `left_out` counts findings beyond the first 4096 of each kind.
@@ -152,7 +152,7 @@ def _owner(guest: RunningKernel, cpu: Root, known: Mapping[int, Root], switching
         return named_root(guest.program, known[cpu.physical]).user
     if cpu.user in switching:
         return "switching"
-    return "gone" if cpu.physical in guest.tables_before else ""
+    return "gone" if cpu.physical in guest.tables_around else ""
 
 
 def _starter_pages(program: KernelProgram, space: AddressSpace) -> range:

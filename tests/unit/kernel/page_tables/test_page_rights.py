@@ -382,6 +382,24 @@ def test_tables_that_were_not_in_order_before_are_nobodys_after(
     assert look(seen.refresh([guest.cpu(on)]).with_tables(before))["cpu_tables"] == {"cpu 0": ""}
 
 
+def test_tables_of_a_process_that_is_made_as_the_registers_are_read_may_be_gone_after(
+    guest: SyntheticGuest,
+) -> None:
+    """It is on the lists neither before nor when the look comes to them; but on those of just after."""
+    seen = guest.open()
+    before = seen.tables_in_order()
+    made = 0x1A0_0000
+    guest.poke(made, bytes(guest.ram[guest.root : guest.root + 4096]))
+    memory, address = guest.allocate(16)
+    guest.word(memory + 8, DIRECT_MAP + made)
+    shell = guest.tasks[1]
+    guest.word(shell + 0x38, address)
+    there = seen.refresh([guest.cpu(made)]).with_tables(before)
+    guest.word(shell + 0x38, 0)
+    assert look(there)["cpu_tables"] == {"cpu 0": "gone"}
+    assert look(seen.refresh([guest.cpu(made)]).with_tables(before))["cpu_tables"] == {"cpu 0": ""}
+
+
 def test_tables_that_somebody_has_are_compared_whatever_they_were_before(guest: SyntheticGuest) -> None:
     seen = guest.open()
     before = seen.tables_in_order()

@@ -1,10 +1,11 @@
-"""Which page tables were in order just before the registers of vCPUs were read.
+"""Which page tables were in order just as the registers of vCPUs were read.
 
-What a vCPU is on is known from its registers, and whose that is from lists that are read later. A process
-that ends in between is on no list any more, and its tables are freed: on a guest that makes processes all the
-time, in every second look. So the lists are read before as well: a table that somebody had then, and that
-shared the kernel's half then, is no strange one because it is gone by now. Of a table that is on the lists
-before nor after, nothing excuses a vCPU.
+What a vCPU is on is known from its registers, and whose that is from lists that are read later in a look. A
+process that ends in between is on no list any more, and its tables are freed: on a guest that makes
+processes all the time, in every second look. So the lists are read just before the registers as well, and
+just after where a vCPU is on tables that were not on them: a table that somebody had then, and that shared
+the kernel's half then, is no strange one because it is gone by now. Of a table that is on none of these
+lists, nothing excuses a vCPU.
 """
 
 from __future__ import annotations
