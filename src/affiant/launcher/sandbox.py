@@ -57,12 +57,20 @@ def start_sandboxed(name: str, sandbox: Sandbox, *, log: Path) -> Child:
     """
     arguments = sandbox_arguments(sandbox, privileged=os.geteuid() == 0)
     return start_child(
-        name, arguments, log=log, pass_fds=sandbox.descriptors, environment={"PATH": os.defpath}
+        name,
+        arguments,
+        log=log,
+        pass_fds=sandbox.descriptors,
+        environment={"PATH": os.defpath},
+        several=True,
     )
 
 
 def sandbox_arguments(sandbox: Sandbox, *, privileged: bool) -> list[str]:
-    """Return the whole command line. `privileged`: for root; else for a user with user namespaces."""
+    """Return the whole command line, to be started in a new session.
+
+    `privileged`: for root; else for a user with user namespaces.
+    """
     for source, target in (*sandbox.read_only, *sandbox.writable):
         if not source.is_dir() or not target.startswith("/"):
             raise SetupError(f"{source} cannot be shown to the sandbox as {target}: it is no folder")
@@ -83,10 +91,11 @@ def _limits(sandbox: Sandbox) -> list[str]:
 
 
 def _bubblewrap(sandbox: Sandbox, *, privileged: bool) -> list[str]:
+    # No session of its own inside: whoever starts it makes one (`start_child`), and has all of it in one
+    # process group. Until bubblewrap has everything ready, what it forked does not die with its parent.
     arguments = [
         find_program("bwrap", package="bubblewrap"),
         "--die-with-parent",
-        "--new-session",
         "--clearenv",
     ]
     # numpy's linear algebra, of which nothing is used, would start a thread for each processor.

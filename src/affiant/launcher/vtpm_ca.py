@@ -12,13 +12,15 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from affiant.launcher.children import find_program
+from affiant.launcher.children import find_program, start_child
 from affiant.model.errors import SetupError, UnavailableError
 
 __all__ = [
@@ -95,11 +97,18 @@ def found_authority(folder: Path) -> VtpmAuthority:
     return authority
 
 
-def manufacture(authority: VtpmAuthority, state: Path, *, name: str) -> None:
+def manufacture(
+    authority: VtpmAuthority,
+    state: Path,
+    *,
+    name: str,
+    waiting: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> None:
     """Make a TPM with EKs and EK certificates in the folder `state`, unless there is one already.
 
-    The folder appears whole or not at all. `name` stands in the certificates' subject. Raises
-    `UnavailableError` with swtpm_setup's own words when it fails.
+    The folder appears whole or not at all. `name` stands in the certificates' subject. It takes
+    seconds, which are spent within `waiting()`: an exception out of there ends all that was started.
+    Raises `UnavailableError` with swtpm_setup's own words when it fails.
     """
     state = state.absolute()
     if (state / _PERMANENT_STATE).exists():
@@ -110,14 +119,16 @@ def manufacture(authority: VtpmAuthority, state: Path, *, name: str) -> None:
     with tempfile.TemporaryDirectory(dir=state.parent, prefix=_BUILDING) as temporary:
         made = Path(temporary) / "state"
         made.mkdir(mode=0o700)
-        _run_setup(authority, made, name)
+        _run_setup(authority, made, name, waiting)
         shutil.copyfile(authority.issuing_certificate, made / _ISSUER)
         if state.exists():
             state.rmdir()  # an empty folder that a caller made; anything else is not ours to remove
         made.rename(state)
 
 
-def _run_setup(authority: VtpmAuthority, made: Path, name: str) -> None:
+def _run_setup(
+    authority: VtpmAuthority, made: Path, name: str, waiting: Callable[[], AbstractContextManager[object]]
+) -> None:
     """Run swtpm_setup where all that it starts ends with it: interrupted, it would leave a swtpm behind."""
     command = [
         *(find_program("bwrap", package="bubblewrap"), "--die-with-parent", "--unshare-pid", "--unshare-net"),
@@ -129,20 +140,17 @@ def _run_setup(authority: VtpmAuthority, made: Path, name: str) -> None:
     ]
     if os.geteuid() == 0:
         command += ["--runas", "root"]  # it would become another user, who cannot read our folder
+    child = start_child("swtpm_setup", command, log=made.with_name("setup.log"), several=True)
     try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=_SETUP_SECONDS,
-            check=False,
-            stdin=subprocess.DEVNULL,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
+        with waiting():
+            code = child.process.wait(_SETUP_SECONDS)
+    except subprocess.TimeoutExpired as error:
         raise UnavailableError(f"swtpm_setup could not make a TPM: {error}") from error
-    if done.returncode or not (made / _PERMANENT_STATE).exists() or not (made / _EK_CERTIFICATE).exists():
-        words = (done.stdout + done.stderr).strip().splitlines()
-        raise UnavailableError(f"swtpm_setup could not make a TPM: {' / '.join(words[-3:])}")
+    finally:
+        child.stop()
+    if code or not (made / _PERMANENT_STATE).exists() or not (made / _EK_CERTIFICATE).exists():
+        words = " / ".join(child.last_words().splitlines()[-3:])
+        raise UnavailableError(f"swtpm_setup could not make a TPM: {words}")
 
 
 def read_endorsement_chain(state: Path) -> tuple[bytes, ...]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -272,6 +274,38 @@ def test_started_sandbox_is_stopped_and_its_words_are_kept(small: tuple[Path, Im
     assert "No module named affiant.nothing" in child.last_words()
     child.stop()
     assert child.exit_code() == 1
+
+
+def processes_with(word: str) -> list[str]:
+    """Command lines of processes that have `word` in theirs."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+    return [line for line in found if word in line]
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.01, 0.02, 0.03, 0.05, 0.1, 0.5])
+def test_stopped_sandbox_does_nothing_any_more(
+    small: tuple[Path, Image], tmp_path: Path, delay: float
+) -> None:
+    marker = f"sleeper-{secrets.token_hex(8)}"
+    sleep = f"import time; {marker!r}; time.sleep(100)"
+    sandbox = Sandbox(small[1].folder, "timeit", ("-n", "1", "-r", "1", sleep), memory_bytes=4 * GIB)
+    child = start_sandboxed("sleeper", sandbox, log=tmp_path / "log")
+    deadline = time.monotonic() + 30
+    while not processes_with(marker):  # there is no command line to be read while a program is started
+        assert time.monotonic() < deadline, child.last_words()
+    time.sleep(delay)
+    assert child.exit_code() is None, child.last_words()
+    child.stop()
+    # The first process in its namespace may be at its end still, SIGKILL upon it; the program is gone.
+    assert [line for line in processes_with(marker) if "bwrap" not in line] == []
+    deadline = time.monotonic() + 10
+    while (left := processes_with(marker)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert left == []
+    child.stop()  # which is harmless a second time
 
 
 def test_folder_that_is_none_is_refused(small: tuple[Path, Image], tmp_path: Path) -> None:
