@@ -11,17 +11,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
 import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from types import FrameType
-from typing import NoReturn
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -43,6 +39,7 @@ from affiant.launcher.qemu_monitor import QemuMonitor
 from affiant.launcher.record import launch_pcr17, make_launch_record
 from affiant.launcher.settings import LauncherSettings
 from affiant.launcher.status import StatusFile
+from affiant.launcher.stop_signals import StopRequested, StopSignals
 from affiant.launcher.swtpm import SwtpmConnection, start_swtpm
 from affiant.launcher.vtpm_ca import manufacture, prepare_authority, read_endorsement_chain
 from affiant.model.errors import MalformedError, SetupError, UnavailableError
@@ -59,11 +56,6 @@ LAUNCH_RECORD = "launch.record"
 _QEMU_START_SECONDS = 30.0
 _LOOK_SECONDS = 0.2
 _LARGEST_KEY = 1 << 14
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-
-
-class _StopRequested(BaseException):
-    """A signal told us to end; not an Exception, so that nothing on the way takes it for an error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,21 +78,24 @@ def run_launcher(settings: LauncherSettings) -> int:
     the settings cannot be met, `UnavailableError` when something that was started fails.
     """
     harden()
-    with ExitStack() as cleanup:
+    with StopSignals() as signals, ExitStack() as cleanup:
         try:
-            cleanup.enter_context(_signals_stop())
-            _run(settings, cleanup)
-        except _StopRequested:
+            _run(settings, signals, cleanup)
+        except StopRequested:
             _log.info("told to stop")
     return 0
 
 
-def _run(settings: LauncherSettings, cleanup: ExitStack) -> None:
+def _run(settings: LauncherSettings, signals: StopSignals, cleanup: ExitStack) -> None:
     status = _open_state(settings, cleanup)
-    attestation = _prepare_attestation(settings) if settings.service_root else None
+    with signals.heeded():
+        attestation = _prepare_attestation(settings) if settings.service_root else None
     if attestation:
         status.update(image=attestation.monitor_image.digest.hex())
         _show_launch_record(settings, attestation)
+    if settings.tpm:
+        authority = prepare_authority(settings.vtpm_authority)
+        manufacture(authority, settings.tpm_state, name=settings.name, waiting=signals.heeded)
     swtpm, tpm = _start_tpm(settings, attestation, status, cleanup) if settings.tpm else (None, None)
     ram = _make_ram(settings, cleanup)
     copies = PageCopies(ram, memory_bytes=settings.memory_bytes, below_4g_bytes=settings.below_4g_bytes)
@@ -109,12 +104,15 @@ def _run(settings: LauncherSettings, cleanup: ExitStack) -> None:
     qmp = QemuMonitor()
     cleanup.callback(qmp.close)
     cleanup.callback(qmp.quit)
-    qmp.connect(settings.launcher_qmp, timeout=_QEMU_START_SECONDS, alive=lambda: qemu.exit_code() is None)
+    with signals.heeded():
+        qmp.connect(
+            settings.launcher_qmp, timeout=_QEMU_START_SECONDS, alive=lambda: qemu.exit_code() is None
+        )
     cleanup.callback(CpusSocket(settings.cpus_socket, partial(saved_cpus, qmp, tpm)).close)
     pair = _start_monitor(settings, attestation, tpm, qmp, ram, copies, cleanup) if attestation else None
     status.update(ready=True, state=_state(tpm))
     _log.info("%s runs", settings.name)
-    _watch(qemu, swtpm, tpm, pair, status, LogBounds(settings.state_folder))
+    _watch(qemu, swtpm, tpm, pair, status, LogBounds(settings.state_folder), signals)
 
 
 def _watch(
@@ -124,6 +122,7 @@ def _watch(
     pair: MonitorPair | None,
     status: StatusFile,
     logs: LogBounds,
+    signals: StopSignals,
 ) -> None:
     """Stay until QEMU ends. Raises `UnavailableError` when it, or the TPM, fails."""
     shown: dict[str, object] = {}
@@ -143,7 +142,7 @@ def _watch(
         if now != shown:
             status.update(**now)
             shown = dict(now)
-        with contextlib.suppress(subprocess.TimeoutExpired):
+        with contextlib.suppress(subprocess.TimeoutExpired), signals.heeded():
             qemu.process.wait(_LOOK_SECONDS)
     if code:
         raise UnavailableError(f"QEMU ended with code {code}: {qemu.last_words()}")
@@ -243,8 +242,7 @@ def _read_facts_key(settings: LauncherSettings) -> bytes | None:
 def _start_tpm(
     settings: LauncherSettings, attestation: _Attestation | None, status: StatusFile, cleanup: ExitStack
 ) -> tuple[Child, Tpm]:
-    """Make the TPM if there is none, start it, make the AK, and open the gateway to QEMU."""
-    manufacture(prepare_authority(settings.vtpm_authority), settings.tpm_state, name=settings.name)
+    """Start the TPM, make the AK, and open the gateway to QEMU."""
     child, connection = start_swtpm(settings.tpm_state, log=settings.state_folder / "swtpm.log")
     cleanup.callback(_stop_swtpm, child, connection)
     attester = TpmAttester(ek_certificates=read_endorsement_chain(settings.tpm_state))
@@ -357,20 +355,3 @@ def _state(tpm: Tpm | None) -> str:
     if not tpm.gateway.started:
         return "firmware"
     return "launched" if tpm.gateway.launched else "running"
-
-
-@contextmanager
-def _signals_stop() -> Iterator[None]:
-    """Turn the first of the stop signals into `_StopRequested`; later ones must not disturb the ending."""
-
-    def stop(number: int, frame: FrameType | None) -> NoReturn:
-        for signal_number in _STOP_SIGNALS:
-            signal.signal(signal_number, signal.SIG_IGN)
-        raise _StopRequested
-
-    before = {number: signal.signal(number, stop) for number in _STOP_SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
