@@ -34,7 +34,6 @@ __all__ = ["JoinedModules"]
 
 _PAGES_AT_ONCE: Final = 128  # half a MiB, which a processor's cache holds
 _MOST_KEPT: Final = 8192  # pages whose content is kept as it was found: 32 MiB
-_PAGE_BITS: Final = np.uint64(12)
 _BEYOND: Final = 1  # a page behind the last one: sites are read in rows that may reach beyond their region
 
 
@@ -158,23 +157,23 @@ class JoinedModules:
             return _joined([]), _joined([])
         self._kept = None
         frames, there = self._frames.find(kernel)
-        content = bytearray() if len(frames) <= _MOST_KEPT else None
+        # In place, or each piece where the one before was, which is in the processor's cache.
+        in_place = keep or len(frames) <= _MOST_KEPT
         wanted, counts = self._wanted.view(np.uint64), self._compared.view(np.uint64)
         found: list[NDArray[np.int64]] = []
         for first, end in _pieces(len(frames)):
-            live = self._live[first:end] if keep else self._live[: end - first]
+            live = self._live[first:end] if in_place else self._live[: end - first]
             readable = kernel.memory.copy_pages(frames[first:end], live)
             if not readable.all():
                 there = there.copy()
                 there[first:end] &= readable
-            found += self._differing(live, first, wanted, counts)
-            if content is not None:
-                content += live.tobytes()
+            if not np.array_equal(live, wanted[first:end]):
+                found.append(self._differing(live, first, wanted, counts))
         missing, changed = np.flatnonzero(~there), _joined(found)
-        if content is not None and not len(missing) and not len(changed):
-            pages = memoryview(content)
-            places = zip((frames << _PAGE_BITS).tolist(), range(0, len(content), PAGE_SIZE), strict=True)
-            held = kernel.memory.keep((address, pages[at : at + PAGE_SIZE]) for address, at in places)
+        if len(frames) <= _MOST_KEPT and not len(missing) and not len(changed):
+            held = kernel.memory.keep(
+                (int(frames[first]) * PAGE_SIZE, self._live[first:end]) for first, end in _runs(frames)
+            )
             self._kept = frames, held, self._changes()
         return missing, changed
 
@@ -183,9 +182,8 @@ class JoinedModules:
         linked, fixed = self._linked.view(np.uint64), self._fixed.view(np.uint64)
         return _joined(
             [
-                page
+                self._differing(self._live[first:end], first, linked, fixed)
                 for first, end in _pieces(self._texts_end)
-                for page in self._differing(self._live[first:end], first, linked, fixed)
             ]
         )
 
@@ -199,14 +197,12 @@ class JoinedModules:
 
     def _differing(
         self, live: NDArray[np.uint64], first: int, wanted: NDArray[np.uint64], mask: NDArray[np.uint64]
-    ) -> list[NDArray[np.int64]]:
+    ) -> NDArray[np.int64]:
         """Return the pages, of which `first` is that of the first copy, that differ where the mask is set."""
         own = slice(first, first + len(live))
-        if np.array_equal(live, wanted[own]):
-            return []
         differs = np.bitwise_xor(live, wanted[own], out=self._scratch[: len(live)])
         differs &= mask[own]
-        return [np.flatnonzero(differs.any(axis=1)) + first]
+        return np.flatnonzero(differs.any(axis=1)) + first
 
     def _owners_of(self, pages: NDArray[np.int64]) -> NDArray[np.bool_]:
         odd = np.zeros(len(self._members), dtype=bool)
@@ -235,6 +231,12 @@ class JoinedModules:
 def _pieces(pages: int) -> Iterator[tuple[int, int]]:
     """Yield first and end of each piece of pages that is looked at at once."""
     return pairwise((*range(0, pages, _PAGES_AT_ONCE), pages))
+
+
+def _runs(frames: NDArray[np.uint64]) -> Iterator[tuple[int, int]]:
+    """Yield first and end of each piece of pages that follow each other in RAM as well."""
+    breaks = np.flatnonzero(np.diff(frames) != 1) + 1
+    return pairwise((0, *breaks.tolist(), len(frames)))
 
 
 def _joined(parts: list[NDArray[np.int64]]) -> NDArray[np.int64]:
