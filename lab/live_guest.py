@@ -19,8 +19,8 @@ from affiant.kernel.machine.memory import GuestMemory
 from affiant.kernel.machine.ram_layout import q35_below_4g_bytes
 from affiant.kernel.machine.saved_cpu import SavedCpus
 from affiant.kernel.reference import ReferenceImage
-from affiant.launcher.page_copies import PageCopies
-from affiant.launcher.qemu_monitor import QemuMonitor
+from affiant.launcher.qemu.connection import QemuMonitor
+from affiant.launcher.qemu.page_copies import PageCopies
 from affiant.monitor.registers import Moment
 from lab.guests import LabGuest
 

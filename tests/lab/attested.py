@@ -17,10 +17,10 @@ from typing import Any
 from affiant import __version__
 from affiant.assertions.bundle import packaged_library
 from affiant.folders import images_folder, references_folder, vtpm_authority_folder
-from affiant.launcher.image import prepare_image
-from affiant.launcher.image_files import MONITOR
+from affiant.launcher.images.image import prepare_image
+from affiant.launcher.images.image_files import MONITOR
 from affiant.launcher.record import SECURITY_VERSION
-from affiant.launcher.vtpm_ca import found_authority
+from affiant.launcher.vtpm.authority import found_authority
 from affiant.model.errors import UnavailableError
 from affiant.model.level import SecurityLevel
 from affiant.model.outcome import Mode

@@ -17,8 +17,8 @@ from affiant.assertions.engine import Engine
 from affiant.kernel.guest import Guest
 from affiant.kernel.machine.memory import GuestMemory
 from affiant.kernel.reference import ReferenceImage
-from affiant.launcher.page_copies import PageCopies
-from affiant.launcher.qemu_monitor import QemuMonitor
+from affiant.launcher.qemu.connection import QemuMonitor
+from affiant.launcher.qemu.page_copies import PageCopies
 from affiant.model.errors import AffiantError
 from affiant.model.outcome import Outcome
 from affiant.vm.initramfs import READY_LINE

@@ -18,10 +18,10 @@ from affiant import __version__
 from affiant.demo.local_service import LocalService, running_service, running_service_process
 from affiant.demo.tampering import HOOKED, tampered
 from affiant.folders import cache_folder, home_folder, images_folder, references_folder, vtpm_authority_folder
-from affiant.launcher.image import Image, prepare_image
-from affiant.launcher.image_files import MONITOR
+from affiant.launcher.images.image import Image, prepare_image
+from affiant.launcher.images.image_files import MONITOR
 from affiant.launcher.record import SECURITY_VERSION
-from affiant.launcher.vtpm_ca import found_authority
+from affiant.launcher.vtpm.authority import found_authority
 from affiant.model.errors import AffiantError, SetupError, UnavailableError
 from affiant.model.level import SecurityLevel
 from affiant.model.outcome import Outcome

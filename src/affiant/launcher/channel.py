@@ -13,12 +13,12 @@ import socket
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
-from affiant.launcher.attestation import TpmAttester
 from affiant.launcher.fact_ring import FactRing
-from affiant.launcher.gateway import Gateway
 from affiant.launcher.identity import IdentityKey
-from affiant.launcher.page_copies import PageCopies
-from affiant.launcher.qemu_monitor import QemuMonitor
+from affiant.launcher.qemu.connection import QemuMonitor
+from affiant.launcher.qemu.page_copies import PageCopies
+from affiant.launcher.vtpm.attestation import TpmAttester
+from affiant.launcher.vtpm.gateway import Gateway
 from affiant.model.errors import AffiantError, MalformedError, SetupError, UnavailableError
 from affiant.model.launch_record import LaunchRecord
 from affiant.wire.cbor import Item

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
-    from affiant.launcher.manifest import Manifest
+    from affiant.launcher.images.manifest import Manifest
 
 __all__ = ["register"]
 
@@ -51,8 +51,8 @@ def _run(arguments: argparse.Namespace) -> int:
 def _image(arguments: argparse.Namespace) -> int:
     from affiant import __version__
     from affiant.folders import images_folder
-    from affiant.launcher.image import prepare_image
-    from affiant.launcher.image_files import MONITOR
+    from affiant.launcher.images.image import prepare_image
+    from affiant.launcher.images.image_files import MONITOR
     from affiant.launcher.record import SECURITY_VERSION
 
     image = prepare_image(MONITOR, arguments.cache or images_folder())
@@ -95,7 +95,7 @@ def _image(arguments: argparse.Namespace) -> int:
 
 def _authority(arguments: argparse.Namespace) -> int:
     from affiant.folders import vtpm_authority_folder
-    from affiant.launcher.vtpm_ca import found_authority
+    from affiant.launcher.vtpm.authority import found_authority
 
     print(found_authority(arguments.folder or vtpm_authority_folder()).root_certificate)
     return 0

@@ -22,26 +22,26 @@ from functools import partial
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from affiant.launcher.attestation import TpmAttester
 from affiant.launcher.channel import LauncherChannel, Tpm, saved_cpus
-from affiant.launcher.children import Child, start_child
-from affiant.launcher.cpus_socket import CpusSocket
 from affiant.launcher.fact_ring import FactRing
-from affiant.launcher.gateway import Gateway
-from affiant.launcher.hardening import harden
 from affiant.launcher.identity import IdentityKey
-from affiant.launcher.image import Image, prepare_image
-from affiant.launcher.image_files import MONITOR, RELAY
+from affiant.launcher.images.image import Image, prepare_image
+from affiant.launcher.images.image_files import MONITOR, RELAY
 from affiant.launcher.log_bounds import LogBounds
 from affiant.launcher.monitor_pair import MonitorPair
-from affiant.launcher.page_copies import PageCopies
-from affiant.launcher.qemu_monitor import QemuMonitor
+from affiant.launcher.process.children import Child, start_child
+from affiant.launcher.process.hardening import harden
+from affiant.launcher.process.stop_signals import StopRequested, StopSignals
+from affiant.launcher.qemu.connection import QemuMonitor
+from affiant.launcher.qemu.cpus_socket import CpusSocket
+from affiant.launcher.qemu.page_copies import PageCopies
 from affiant.launcher.record import launch_pcr17, make_launch_record
 from affiant.launcher.settings import LauncherSettings
 from affiant.launcher.status import StatusFile
-from affiant.launcher.stop_signals import StopRequested, StopSignals
-from affiant.launcher.swtpm import SwtpmConnection, start_swtpm
-from affiant.launcher.vtpm_ca import manufacture, prepare_authority, read_endorsement_chain
+from affiant.launcher.vtpm.attestation import TpmAttester
+from affiant.launcher.vtpm.authority import manufacture, prepare_authority, read_endorsement_chain
+from affiant.launcher.vtpm.gateway import Gateway
+from affiant.launcher.vtpm.swtpm import SwtpmConnection, start_swtpm
 from affiant.model.errors import MalformedError, SetupError, UnavailableError
 from affiant.model.launch_record import MAX_RULES_ROOT, LaunchRecord
 from affiant.wire.certificates import load_root

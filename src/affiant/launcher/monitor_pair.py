@@ -19,10 +19,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from affiant.launcher.channel import LauncherChannel
-from affiant.launcher.children import Child
-from affiant.launcher.image import Image
-from affiant.launcher.image_files import MONITOR, RELAY
-from affiant.launcher.sandbox import NOBODY, Sandbox, start_sandboxed
+from affiant.launcher.images.image import Image
+from affiant.launcher.images.image_files import MONITOR, RELAY
+from affiant.launcher.images.sandbox import NOBODY, Sandbox, start_sandboxed
+from affiant.launcher.process.children import Child
 from affiant.launcher.settings import LauncherSettings
 from affiant.model.errors import AffiantError
 

@@ -9,8 +9,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
 from affiant import __version__
-from affiant.launcher.gateway import Execute
 from affiant.launcher.identity import IdentityKey
+from affiant.launcher.vtpm.gateway import Execute
 from affiant.model.errors import MalformedError, UnavailableError
 from affiant.model.launch_record import LaunchRecord
 from affiant.tpm import command_bytes

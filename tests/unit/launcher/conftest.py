@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from affiant.launcher import image as image_module
-from affiant.launcher.children import Child
-from affiant.launcher.gateway import Execute, Gateway
-from affiant.launcher.image import Image, prepare_image
-from affiant.launcher.swtpm import SwtpmConnection, start_swtpm
-from affiant.launcher.vtpm_ca import VtpmAuthority, manufacture, prepare_authority
+from affiant.launcher.images import image as image_module
+from affiant.launcher.images.image import Image, prepare_image
+from affiant.launcher.process.children import Child
+from affiant.launcher.vtpm.authority import VtpmAuthority, manufacture, prepare_authority
+from affiant.launcher.vtpm.gateway import Execute, Gateway
+from affiant.launcher.vtpm.swtpm import SwtpmConnection, start_swtpm
 from tests.unit.launcher.fake_qemu import FakeQemu, read_pcr
 from tests.unit.launcher.small_image import SMALL
 

@@ -7,9 +7,9 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from affiant.launcher.image import Image
-from affiant.launcher.image_files import ImageRecipe
-from affiant.launcher.sandbox import Sandbox, sandbox_arguments
+from affiant.launcher.images.image import Image
+from affiant.launcher.images.image_files import ImageRecipe
+from affiant.launcher.images.sandbox import Sandbox, sandbox_arguments
 
 # As the monitor's, but with few packages: quick to make.
 SMALL = ImageRecipe("small", "affiant.model", ("lz4",), ("dev", "tmp", "etc", "references", "passports"))

@@ -10,8 +10,8 @@ import time
 import pytest
 from cryptography import x509
 
-from affiant.launcher.attestation import TpmAttester
-from affiant.launcher.vtpm_ca import read_endorsement_chain
+from affiant.launcher.vtpm.attestation import TpmAttester
+from affiant.launcher.vtpm.authority import read_endorsement_chain
 from affiant.model.errors import UnavailableError
 from affiant.model.evidence import QuoteEvidence
 from affiant.tpm import command_bytes, templates

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from affiant.launcher import children
-from affiant.launcher.children import Child, start_child
+from affiant.launcher.process import children
+from affiant.launcher.process.children import Child, start_child
 
 
 def start_slow_part(tmp_path: Path, seconds: float) -> Child:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from affiant.launcher import control_protocol as control
-from affiant.launcher.control_protocol import ControlCommand, ControlRequest
+from affiant.launcher.vtpm import control_protocol as control
+from affiant.launcher.vtpm.control_protocol import ControlCommand, ControlRequest
 from affiant.model.errors import MalformedError, UnavailableError
 
 

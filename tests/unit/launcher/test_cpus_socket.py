@@ -15,8 +15,8 @@ import pytest
 
 from affiant.inspect.saved_registers import read_saved_registers
 from affiant.kernel.machine.cpu import parse_registers
-from affiant.launcher import cpus_socket
-from affiant.launcher.cpus_socket import CpusSocket
+from affiant.launcher.qemu import cpus_socket
+from affiant.launcher.qemu.cpus_socket import CpusSocket
 from affiant.model.errors import SetupError, UnavailableError
 from affiant.wire.launcher_requests import MachineState
 from tests.unit.kernel.device_stream_builder import SystemRegisters, device_stream

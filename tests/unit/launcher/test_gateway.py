@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from affiant.launcher.control_protocol import OFFERED_CAPABILITIES, Capability
-from affiant.launcher.swtpm import start_swtpm
+from affiant.launcher.vtpm.control_protocol import OFFERED_CAPABILITIES, Capability
+from affiant.launcher.vtpm.swtpm import start_swtpm
 from affiant.model.errors import UnavailableError
 from tests.unit.launcher.conftest import RECORD, Bench, launched_pcr17
 from tests.unit.launcher.fake_qemu import GET_RANDOM, STARTUP_CLEAR, FakeQemu, code_of, read_pcr

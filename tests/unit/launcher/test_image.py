@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from affiant.launcher import image as image_module
-from affiant.launcher.image import Image, prepare_image
-from affiant.launcher.image_files import MONITOR, RELAY, ImageRecipe, collect_sources
-from affiant.launcher.manifest import measure_folder
+from affiant.launcher.images import image as image_module
+from affiant.launcher.images.image import Image, prepare_image
+from affiant.launcher.images.image_files import MONITOR, RELAY, ImageRecipe, collect_sources
+from affiant.launcher.images.manifest import measure_folder
 from affiant.model.errors import SetupError, UnavailableError
 from tests.unit.launcher.small_image import SMALL, run_inside
 

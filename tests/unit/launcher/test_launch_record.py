@@ -12,9 +12,9 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from affiant.launcher.gateway import Gateway
 from affiant.launcher.identity import IdentityKey
 from affiant.launcher.record import launch_pcr17, make_launch_record
+from affiant.launcher.vtpm.gateway import Gateway
 from affiant.model.errors import ForgedError, UnavailableError
 from affiant.tpm.drtm import expected_pcr17
 from affiant.wire.enclave_report import verify_enclave_report

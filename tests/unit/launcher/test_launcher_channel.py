@@ -17,14 +17,14 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from affiant.launcher.attestation import TpmAttester
 from affiant.launcher.channel import LauncherChannel, Tpm
 from affiant.launcher.fact_ring import FactRing
 from affiant.launcher.identity import IdentityKey
-from affiant.launcher.page_copies import PageCopies
-from affiant.launcher.qemu_monitor import QemuMonitor
+from affiant.launcher.qemu.connection import QemuMonitor
+from affiant.launcher.qemu.page_copies import PageCopies
 from affiant.launcher.record import launch_pcr17
-from affiant.launcher.vtpm_ca import read_endorsement_chain
+from affiant.launcher.vtpm.attestation import TpmAttester
+from affiant.launcher.vtpm.authority import read_endorsement_chain
 from affiant.model.errors import UnavailableError
 from affiant.model.launch_record import LaunchRecord
 from affiant.monitor.launcher_client import LauncherClient

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from affiant.launcher.manifest import measure_folder
+from affiant.launcher.images.manifest import measure_folder
 from affiant.model.errors import SetupError, UnavailableError
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from affiant.launcher import page_copies
-from affiant.launcher.page_copies import PageCopies
+from affiant.launcher.qemu import page_copies
+from affiant.launcher.qemu.page_copies import PageCopies
 from affiant.model.errors import SetupError, UnavailableError
 
 PAGE = 4096

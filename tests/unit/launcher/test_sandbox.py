@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from affiant.launcher.children import Child
-from affiant.launcher.image import Image
-from affiant.launcher.sandbox import NOBODY, Sandbox, sandbox_arguments, start_sandboxed
+from affiant.launcher.images.image import Image
+from affiant.launcher.images.sandbox import NOBODY, Sandbox, sandbox_arguments, start_sandboxed
+from affiant.launcher.process.children import Child
 from affiant.model.errors import SetupError
 from tests.unit.launcher.small_image import GIB, run_inside
 
@@ -237,8 +237,8 @@ def test_sandbox_ends_with_its_launcher(small: tuple[Path, Image], tmp_path: Pat
     starter = f"""
 import os, sys, time
 from pathlib import Path
-from affiant.launcher.children import start_child
-from affiant.launcher.sandbox import Sandbox, sandbox_arguments
+from affiant.launcher.process.children import start_child
+from affiant.launcher.images.sandbox import Sandbox, sandbox_arguments
 sandbox = Sandbox(Path({str(small[1].folder)!r}), "x", (), memory_bytes={4 * GIB}, descriptors=({writing},))
 arguments = sandbox_arguments(sandbox, privileged=os.geteuid() == 0)
 arguments[arguments.index("-m"):] = ["-c", "import os, time; os.write({writing}, b'up'); time.sleep(100)"]

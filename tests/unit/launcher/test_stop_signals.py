@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from affiant.launcher.stop_signals import StopRequested, StopSignals
+from affiant.launcher.process.stop_signals import StopRequested, StopSignals
 
 NUMBERS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
 

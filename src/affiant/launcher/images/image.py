@@ -28,9 +28,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from affiant.launcher import bytecode, image_files
-from affiant.launcher.image_files import ImageRecipe, Source, collect_sources
-from affiant.launcher.manifest import Manifest, measure_folder
+from affiant.launcher.images import bytecode, image_files
+from affiant.launcher.images.image_files import ImageRecipe, Source, collect_sources
+from affiant.launcher.images.manifest import Manifest, measure_folder
 from affiant.model.errors import UnavailableError
 
 __all__ = ["Image", "prepare_image"]
@@ -191,7 +191,7 @@ def _compile(todo: list[tuple[str, str, str]]) -> None:
     lists = [todo[at::workers] for at in range(workers)]
     processes = [
         subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "affiant.launcher.bytecode"],
+            [sys.executable, "-W", "ignore", "-m", "affiant.launcher.images.bytecode"],
             stdin=subprocess.PIPE,
             text=True,
             env={

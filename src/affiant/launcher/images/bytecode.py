@@ -1,9 +1,10 @@
-"""Compiles Python files to bytecode that is the same on every machine: `python -m affiant.launcher.bytecode`.
+"""Compiles Python files to bytecode that is the same on every machine.
 
-Reads JSON lines `[source, target, name]` on standard input and writes each `target`. `name` is the
-file's path inside the image, for tracebacks. The files are unchecked hash-based (PEP 552): the image
-is read-only and measured as a whole, so nothing needs to be compared with the source again. They
-are written in marshal version 2, because later versions let object reference counts show.
+`python -m affiant.launcher.images.bytecode` reads JSON lines `[source, target, name]` on standard input
+and writes each `target`. `name` is the file's path inside the image, for tracebacks. The files are
+unchecked hash-based (PEP 552): the image is read-only and measured as a whole, so nothing needs to be
+compared with the source again. They are written in marshal version 2, because later versions let object
+reference counts show.
 """
 
 from __future__ import annotations

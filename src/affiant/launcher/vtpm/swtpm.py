@@ -11,9 +11,9 @@ import socket
 import struct
 from pathlib import Path
 
-from affiant.launcher import control_protocol as control
-from affiant.launcher.children import Child, find_program, start_child
-from affiant.launcher.control_protocol import ControlCommand
+from affiant.launcher.process.children import Child, find_program, start_child
+from affiant.launcher.vtpm import control_protocol as control
+from affiant.launcher.vtpm.control_protocol import ControlCommand
 from affiant.model.errors import UnavailableError
 
 __all__ = ["MAX_TPM_MESSAGE", "SwtpmConnection", "start_swtpm"]

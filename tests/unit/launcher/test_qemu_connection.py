@@ -20,8 +20,8 @@ import pytest
 
 from affiant.kernel.machine.cpu import parse_registers
 from affiant.kernel.machine.device_stream import parse_device_stream
-from affiant.launcher.page_copies import PageCopies
-from affiant.launcher.qemu_monitor import PAUSE_SECONDS, QemuMonitor
+from affiant.launcher.qemu.connection import PAUSE_SECONDS, QemuMonitor
+from affiant.launcher.qemu.page_copies import PageCopies
 from affiant.model.errors import SetupError, UnavailableError
 
 _RAM_BYTES = 16 << 20

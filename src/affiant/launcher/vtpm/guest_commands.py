@@ -12,7 +12,7 @@ import socket
 import struct
 import time
 
-from affiant.launcher.swtpm import MAX_TPM_MESSAGE
+from affiant.launcher.vtpm.swtpm import MAX_TPM_MESSAGE
 from affiant.model.errors import MalformedError
 
 __all__ = ["CommandError", "check_command", "error_response", "receive_command"]

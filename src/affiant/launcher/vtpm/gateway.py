@@ -14,8 +14,8 @@ commands of the secure world between them. The rules:
   and INIT again) the launch record is hashed at locality 4, before the guest gets the response: it
   never sees a started TPM whose PCR 17 is not launched. Each launch is a new `generation`.
 - Once the firmware has measured that boot services ended, the guest cannot extend the PCRs of the boot
-  any more (`affiant.launcher.boot_pcrs`), but with systemd's separators: it is told TPM_RC_LOCALITY, until
-  the next power cycle.
+  any more (`affiant.launcher.vtpm.boot_pcrs`), but with systemd's separators: it is told
+  TPM_RC_LOCALITY, until the next power cycle.
 - A request to cancel is acknowledged and without effect (TPM 2.0 leaves it to the TPM): it might hit
   a command of the secure world.
 - swtpm's own end is the launcher's business: CMD_SHUTDOWN of QEMU powers the TPM off, no more.
@@ -33,18 +33,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from affiant.launcher import control_protocol as control
-from affiant.launcher.boot_pcrs import ends_boot, extends_boot_pcr, measures_os_separator
-from affiant.launcher.control_protocol import ControlCommand, ControlRequest, ControlResult
-from affiant.launcher.guest_commands import (
+from affiant.launcher.vtpm import control_protocol as control
+from affiant.launcher.vtpm.boot_pcrs import ends_boot, extends_boot_pcr, measures_os_separator
+from affiant.launcher.vtpm.control_protocol import ControlCommand, ControlRequest, ControlResult
+from affiant.launcher.vtpm.guest_commands import (
     RC_FAILURE,
     RC_LOCALITY,
     CommandError,
     error_response,
     receive_command,
 )
-from affiant.launcher.swtpm import MAX_TPM_MESSAGE, SwtpmConnection
-from affiant.launcher.turns import TpmTurns
+from affiant.launcher.vtpm.swtpm import MAX_TPM_MESSAGE, SwtpmConnection
+from affiant.launcher.vtpm.turns import TpmTurns
 from affiant.model.errors import MalformedError, UnavailableError
 
 __all__ = ["Gateway"]

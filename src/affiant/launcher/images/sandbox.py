@@ -18,8 +18,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from affiant.launcher.children import Child, find_program, start_child
-from affiant.launcher.image_files import PYTHON
+from affiant.launcher.images.image_files import PYTHON
+from affiant.launcher.process.children import Child, find_program, start_child
 from affiant.model.errors import SetupError
 
 __all__ = ["NOBODY", "Sandbox", "sandbox_arguments", "start_sandboxed"]

@@ -20,7 +20,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from affiant.launcher.children import find_program, start_child
+from affiant.launcher.process.children import find_program, start_child
 from affiant.model.errors import SetupError, UnavailableError
 
 __all__ = [

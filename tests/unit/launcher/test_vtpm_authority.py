@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from affiant.launcher.vtpm_ca import VtpmAuthority, manufacture, prepare_authority, read_endorsement_chain
+from affiant.launcher.vtpm.authority import (
+    VtpmAuthority,
+    manufacture,
+    prepare_authority,
+    read_endorsement_chain,
+)
 from affiant.model.errors import SetupError, UnavailableError
 
 

@@ -25,7 +25,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from affiant.launcher.children import find_program
+from affiant.launcher.process.children import find_program
 from affiant.model.errors import SetupError
 
 __all__ = ["MONITOR", "PYTHON", "RELAY", "ImageRecipe", "Source", "collect_sources"]

@@ -30,9 +30,9 @@ from typing import Any, TypeVar
 
 from qemu.qmp import QMPClient, QMPError
 
-from affiant.launcher.hurry import Hurry
-from affiant.launcher.page_copies import PageCopies
-from affiant.launcher.state_file import StateFile
+from affiant.launcher.qemu.hurry import Hurry
+from affiant.launcher.qemu.page_copies import PageCopies
+from affiant.launcher.qemu.state_file import StateFile
 from affiant.model.errors import UnavailableError
 from affiant.wire.launcher_requests import LONGEST_STREAM, Copied, MachineState
 

@@ -23,8 +23,8 @@ import time
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
-from affiant.launcher.gateway import Execute
-from affiant.launcher.swtpm import SwtpmConnection
+from affiant.launcher.vtpm.gateway import Execute
+from affiant.launcher.vtpm.swtpm import SwtpmConnection
 from affiant.model.errors import UnavailableError
 from affiant.model.evidence import QuoteEvidence
 from affiant.tpm import command_bytes, templates
