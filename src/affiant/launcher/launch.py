@@ -110,7 +110,7 @@ def _run(settings: LauncherSettings, signals: StopSignals, cleanup: ExitStack) -
         )
     cleanup.callback(CpusSocket(settings.cpus_socket, partial(saved_cpus, qmp, tpm)).close)
     pair = _start_monitor(settings, attestation, tpm, qmp, ram, copies, cleanup) if attestation else None
-    status.update(ready=True, state=_state(tpm))
+    status.update(ready=True, state=partial(_state, tpm))
     _log.info("%s runs", settings.name)
     _watch(qemu, swtpm, tpm, pair, status, LogBounds(settings.state_folder), signals)
 
@@ -254,7 +254,7 @@ def _start_tpm(
     gateway = Gateway(
         connection,
         launch=launch,
-        on_change=lambda: status.update(generation=gateway.generation, state=_state(tpm)),
+        on_change=lambda: status.update(generation=lambda: gateway.generation, state=lambda: _state(tpm)),
     )
     tpm = Tpm(gateway, attester)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

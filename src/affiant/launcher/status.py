@@ -28,8 +28,13 @@ class StatusFile:
         self.update()
 
     def update(self, **fields: Any) -> None:
-        """Change fields and write the file."""
+        """Change fields and write the file.
+
+        A function is called for its value, when no other thread can change the file any more: what was
+        true before, and is not now, is then written by nobody over what is.
+        """
         with self._lock:
+            fields = {name: value() if callable(value) else value for name, value in fields.items()}
             if fields.get("state", self._fields["state"]) != self._fields["state"]:
                 self._fields["since"] = int(time.time())
             self._fields |= fields
