@@ -1,12 +1,19 @@
-"""For all tests: names that are the same in every process and every run, and no stopwatch."""
+"""For all tests: names that are the same in every process and every run, no stopwatch, and signals."""
 
 from __future__ import annotations
+
+import signal
 
 from hypothesis import HealthCheck, settings
 
 # Machines that run the tests are shared: how long one example takes says nothing about the code.
 settings.register_profile("affiant", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("affiant")
+
+# Shells start their background jobs with SIGINT ignored, and that is inherited: by the programs that tests
+# start, too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _LONGEST = 16
 

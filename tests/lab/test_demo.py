@@ -240,8 +240,6 @@ def _running_demo(words: Path) -> Iterator[subprocess.Popen[bytes]]:
             stdout=output,
             stderr=output,
             start_new_session=True,
-            # Shells start their background jobs with SIGINT ignored, and that is inherited.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
     try:
         yield process

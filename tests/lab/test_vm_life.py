@@ -104,8 +104,6 @@ def test_an_interrupted_start_leaves_nothing(home: Path, number: signal.Signals,
         command,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
-        # Shells start their background jobs with SIGINT ignored, and that is inherited.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     seen = folder if moment == "preparing" else folder / moment
     assert _until(seen.exists, seconds=120)
