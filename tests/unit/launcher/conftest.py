@@ -88,7 +88,7 @@ def bench(tmp_path: Path, authority: VtpmAuthority, manufactured: Path) -> Itera
         listener.close()
         tpm.close()
         child.stop()
-        thread.join(5)
+        thread.join(60)
         assert not thread.is_alive()
 
 

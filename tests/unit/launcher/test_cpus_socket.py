@@ -89,7 +89,7 @@ def test_who_asks_and_goes_hinders_nobody(tmp_path: Path) -> None:
 def test_who_does_not_listen_to_the_answer_hinders_others_for_seconds_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cpus_socket, "_SEND_SECONDS", 0.2)
+    monkeypatch.setattr(cpus_socket, "_SEND_SECONDS", 1.0)
     long = MachineState((LISTING,), bytes(1_000_000))  # more than a socket holds
     with serving(tmp_path, lambda: long) as path, socket.socket(socket.AF_UNIX) as asker:
         asker.connect(str(path))

@@ -157,7 +157,7 @@ def start(
     thread.start()
     yield Monitor(ours, record, qemu, FrameDecoder())
     ours.close()
-    thread.join(5)
+    thread.join(60)
     assert not thread.is_alive()
 
 
@@ -399,6 +399,6 @@ def answers(channel: LauncherChannel, *requests: Request[object]) -> list[object
     client = LauncherClient(ours)
     with ours:
         told = [client.ask(request) for request in requests]
-    thread.join(5)
+    thread.join(60)
     assert not thread.is_alive()
     return told

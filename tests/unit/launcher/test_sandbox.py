@@ -252,7 +252,7 @@ time.sleep(100)
         launcher.kill()
         launcher.wait()
         os.set_blocking(reading, False)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         ended = b"still running"
         while ended and time.monotonic() < deadline:
             try:
@@ -270,7 +270,7 @@ def test_started_sandbox_is_stopped_and_its_words_are_kept(small: tuple[Path, Im
     log = tmp_path / "log"
     sandbox = Sandbox(small[1].folder, "affiant.nothing", (), memory_bytes=4 * GIB)
     child: Child = start_sandboxed("test", sandbox, log=log)
-    child.process.wait(30)
+    child.process.wait(60)
     assert "No module named affiant.nothing" in child.last_words()
     child.stop()
     assert child.exit_code() == 1
@@ -293,7 +293,7 @@ def test_stopped_sandbox_does_nothing_any_more(
     sleep = f"import time; {marker!r}; time.sleep(100)"
     sandbox = Sandbox(small[1].folder, "timeit", ("-n", "1", "-r", "1", sleep), memory_bytes=4 * GIB)
     child = start_sandboxed("sleeper", sandbox, log=tmp_path / "log")
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not processes_with(marker):  # there is no command line to be read while a program is started
         assert time.monotonic() < deadline, child.last_words()
     time.sleep(delay)
@@ -301,7 +301,7 @@ def test_stopped_sandbox_does_nothing_any_more(
     child.stop()
     # The first process in its namespace may be at its end still, SIGKILL upon it; the program is gone.
     assert [line for line in processes_with(marker) if "bwrap" not in line] == []
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while (left := processes_with(marker)) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert left == []

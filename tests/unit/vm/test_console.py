@@ -71,7 +71,7 @@ def test_a_pipe_is_typed_and_the_answer_comes_back(guest: _Guest, tmp_path: Path
     with _pipe() as (stdin, feed), _pipe() as (out, stdout):
         os.write(feed, b"ping\n")
         os.close(feed)
-        join_console(tmp_path / "s", linger=0.3, stdin=stdin, stdout=stdout)
+        join_console(tmp_path / "s", linger=1.0, stdin=stdin, stdout=stdout)
         assert os.read(out, 4096) == b"login: pong\r\n"
     assert guest.typed == b"ping\n"
 

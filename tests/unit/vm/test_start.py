@@ -119,7 +119,7 @@ def test_an_interrupted_start_leaves_nothing(
     _launcher(monkeypatch, "hangs")
 
     def interrupt() -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not (folder / "launcher/qmp.sock").exists() and time.monotonic() < deadline:
             time.sleep(0.01)
         os.kill(os.getpid(), number)
@@ -149,7 +149,7 @@ def test_an_interruption_while_the_launcher_is_born_leaves_nothing(
     monkeypatch.setattr(start_module, "_start_launcher", interrupted_birth)
     with pytest.raises((KeyboardInterrupt, SystemExit)), end_on_signals():
         start_machine(VmRequest("one"))
-    assert born[0].wait(10) is not None
+    assert born[0].wait(60) is not None
     assert _nothing_left(folder)
 
 
@@ -198,14 +198,14 @@ def test_waiting_for_a_guest_ends_with_its_machine(folder: Path, monkeypatch: py
         wait_for_guest(state, timeout=0.2)
     with state.console_log.open("ab") as log:
         log.write(b"est ready, kernel x\n")
-    wait_for_guest(state, timeout=5)
-    threading.Timer(0.2, lambda: state.console_log.write_bytes(b"affiant: guest ready\n")).start()
+    wait_for_guest(state, timeout=60)
     state.console_log.write_bytes(b"b" * 5000)
-    wait_for_guest(state, timeout=5)  # the log was cut meanwhile, and is shorter than what was read of it
+    threading.Timer(0.2, lambda: state.console_log.write_bytes(b"affiant: guest ready\n")).start()
+    wait_for_guest(state, timeout=60)  # the log was cut meanwhile, and is shorter than what was read of it
     stop_machine("one")
     state.console_log.write_bytes(b"")
     with pytest.raises(UnavailableError, match="ended while it booted"):
-        wait_for_guest(state, timeout=5)
+        wait_for_guest(state, timeout=60)
 
 
 def test_the_commands_error_and_exit_code(tmp_path: Path) -> None:
