@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from affiant.assertions.engine import Engine
 from affiant.assertions.recording import read_facts, read_recording
 from affiant.cli import main
 from affiant.inspect.look import Target
+from affiant.kernel.queries import answers
 from affiant.model.errors import UnavailableError
 from affiant.model.outcome import Outcome
 from affiant.trial.live import LiveMachine, judge_until, open_machine
@@ -144,6 +146,19 @@ def test_a_machine_that_runs_no_known_kernel_is_said_so(guest, machine, rule, ca
     assert capsys.readouterr().err.startswith("error: ")
     with pytest.raises(UnavailableError), open_machine(machine):
         pass
+
+
+def test_a_host_that_is_busy_makes_no_rule_inconclusive(machine, engine, monkeypatch):
+    answer = answers._answer
+
+    def late(*words: object) -> object:
+        time.sleep(1.1 * answers._SECONDS)
+        return answer(*words)
+
+    monkeypatch.setattr(answers, "_answer", late)
+    with open_machine(machine) as opened:
+        results, _ = judge_until(opened, engine, seconds=0)
+    assert [result.outcome for result in results] == [Outcome.HOLDS]
 
 
 # Looking again.
