@@ -147,6 +147,7 @@ def start_guest(plan: GuestPlan) -> Iterator[LabGuest]:
             if not plan.debian:
                 console.wait(READY_LINE, timeout=_BOOT_SECONDS)
             console.wait("guest# ", timeout=_BOOT_SECONDS)
+            console.silence_kernel()
             if plan.debian and plan.modules:
                 console.run("depmod")
             yield LabGuest(plan, machine, plan.kernel(), process, console)

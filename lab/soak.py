@@ -233,8 +233,6 @@ def _loaded(guest: LabGuest, reference: ReferenceImage) -> Iterator[None]:
 
 def _setting_up() -> Iterator[str]:
     """Have tracing and probes in use from the beginning."""
-    # What modules have to say of themselves would come between the words of the shell; crashes still may.
-    yield "dmesg -n 5"
     yield f"cd {_TRACING}; echo 'p:one vfs_open' > kprobe_events; echo 'r:two vfs_read' >> kprobe_events"
     yield f"cd {_TRACING}; for f in events/kprobes/*/enable; do echo 1 > $f; done"
     yield f"cd {_TRACING}; echo 'tcp_* vfs_*' > set_ftrace_filter; echo function > current_tracer"

@@ -29,7 +29,6 @@ def live(request: pytest.FixtureRequest) -> Iterator[LiveGuest]:
         start_guest(GuestPlan(suite=request.param, firmware=False, tpm=False)) as guest,
         open_live_guest(guest, reference_of(guest.kernel)) as live,
     ):
-        guest.console.run("echo 1 > /proc/sys/kernel/printk")  # what the kernel says is no answer
         yield live
 
 

@@ -44,6 +44,13 @@ def test_signed_modules_load_and_unload_under_lockdown(secure_boot_guest: LabGue
     assert "dummy" not in console.run("lsmod")
 
 
+def test_what_the_kernel_logs_is_no_answer(direct_guest: LabGuest) -> None:
+    """A guest that was out of time says so whenever it likes, in the midst of what a test reads."""
+    said = direct_guest.console.run("echo begun; echo '<3>clocks were read late' > /dev/kmsg; echo ended")
+    assert said == "begun\nended\n"
+    assert "clocks were read late" in direct_guest.console.run("dmesg | tail -5")
+
+
 def test_memory_file_is_the_guests_memory(direct_guest: LabGuest) -> None:
     """What a guest process writes appears in the RAM file, and its size is the guest's."""
     machine = direct_guest.machine
