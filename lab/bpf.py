@@ -20,7 +20,11 @@ __all__ = ["PASSING_PROGRAMS", "loaded_programs", "passing_programs", "replaced_
 _LOADER: Final = "/tmp/bpf_load"
 _PASSING: Final = f"{_LOADER}.passing"
 
-PASSING_PROGRAMS: Final = f"{_LOADER} >> {_PASSING} & sleep 3; kill $!; wait $!; sleep 1"
+PASSING_PROGRAMS: Final = (
+    f"{_LOADER} > {_PASSING} & "
+    f"for tenth in $(seq 300); do grep -qs loaded {_PASSING} && break; sleep 0.1; done; "
+    "sleep 2; kill $!; wait $!; sleep 1"
+)
 """A shell command for a guest with loaded programs: more come, and go. These leave tracing alone."""
 
 _SOURCE: Final = Path(__file__).parent / "guest_programs/bpf_load.c"

@@ -63,7 +63,7 @@ def run_plain(machine: Machine, *, in_turn: bool = False) -> Iterator[PlainGuest
         with (folder / "qemu.log").open("wb") as log:
             qemu = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         stack.callback(_end, qemu)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not machine.console_socket.exists():
             if qemu.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"QEMU did not start: {(folder / 'qemu.log').read_text()[-800:]}")
@@ -78,7 +78,7 @@ def _start_swtpm(stack: ExitStack, folder: Path, control: Path) -> None:
     command += ["--ctrl", f"type=unixio,path={control}", "--log", f"file={folder / 'swtpm.log'},level=1"]
     swtpm = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     stack.callback(_end, swtpm)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not control.exists():
         if swtpm.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError("swtpm did not start")

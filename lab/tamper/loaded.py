@@ -24,7 +24,7 @@ _CPU: Final = 1
 _WANTED, _HELD, _ENOUGH = (state.to_bytes(8, "little") for state in (1, 2, 3))
 """What is said to, and by, a module that holds its change: see `lab/modules/held.h`."""
 
-_HELD_SECONDS: Final = 20.0
+_HELD_SECONDS: Final = 120.0
 
 _TRACED: Final = "tcp4_seq_show"
 """The function that the modules trace and probe."""

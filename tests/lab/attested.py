@@ -147,7 +147,7 @@ class AttestedGuest:
     service: Service
     state: VmState
 
-    def ask(self, *, wait: float = 60.0) -> Asked:
+    def ask(self, *, wait: float = 180.0) -> Asked:
         """Ask over a new nonce and verify the answer under the service's root, as any relying party."""
         nonce = secrets.token_bytes(32)
         passport = ask_for_passport(self.state.passport_socket, nonce=nonce, audience=AUDIENCE, wait=wait)

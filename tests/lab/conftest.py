@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -65,23 +66,28 @@ def leave_nothing_behind() -> Iterator[None]:
     ram_before = set(Path("/dev/shm").glob("affiant-*"))
     yield
     del os.environ[_MARK]
-    ram_left = {path for path in Path("/dev/shm").glob("affiant-*") if path not in ram_before}
-    # Another session on this host may own guests too: only files that nobody has open are left over.
-    ram_left = {path for path in ram_left if not _is_open(path)}
-    assert not (left := _marked_processes(mark)), f"processes left behind: {left}"
     # A sandbox has an environment of its own, without the mark; it descends from us all the same.
     assert not (left := none_but({})), f"processes left behind: {left}"
+    assert not (left := _marked_processes(mark)), f"processes left behind: {left}"
+    ram_left = {path for path in Path("/dev/shm").glob("affiant-*") if path not in ram_before}
+    # Another session on this host may own guests too: only files that nobody has open are left over.
+    ram_left = {path for path in ram_left if not _is_open(path) and path.exists()}
     assert not ram_left, f"RAM files left behind: {ram_left}"
 
 
 def _is_open(path: Path) -> bool:
-    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
-        try:
-            if descriptor.readlink() == path:
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # gone meanwhile
+            if any(_leads_to(descriptor, path) for descriptor in (process / "fd").iterdir()):
                 return True
-        except OSError:
-            continue
     return False
+
+
+def _leads_to(descriptor: Path, path: Path) -> bool:
+    try:
+        return descriptor.readlink() == path
+    except OSError:
+        return False  # closed meanwhile
 
 
 @pytest.fixture(scope="session")
@@ -159,4 +165,5 @@ def console(attested: AttestedGuest) -> Iterator[Console]:
     with Console(attested.state.console_socket) as console:
         console.type("\n")
         console.wait("guest# ", timeout=120)
+        console.silence_kernel()
         yield console

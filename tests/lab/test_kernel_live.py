@@ -169,9 +169,10 @@ def test_looks_under_load_are_clean_every_time(live: Live) -> None:
     try:
         for _ in range(ROUNDS_UNDER_LOAD):
             assert_clean(live.look(*names))
-        status = live.lab.console.run("load status")
+        live.lab.console.run("until [ -e /tmp/load/modules.count ]; do sleep 1; done", timeout=300)
+        status = live.lab.console.run("load status", timeout=300)
     finally:
-        live.lab.console.run("load stop", timeout=120)
+        live.lab.console.run("load stop", timeout=300)
     counts = [int(line.split()[-1]) for line in status.splitlines() if line.startswith("load: ")]
     assert all(counts), status
 

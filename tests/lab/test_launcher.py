@@ -30,6 +30,7 @@ from affiant.wire.issuance import build_root
 
 MIB = 1 << 20
 FIRMWARE = Path("/usr/share/OVMF/OVMF_CODE_4M.fd")
+END_SECONDS = 120  # to end in, on a loaded host
 
 
 def root_certificate() -> bytes:
@@ -87,6 +88,11 @@ class Launched:
         return found
 
 
+def all_runs(status: dict[str, Any]) -> bool:
+    """Whether the guest was launched and all that belongs to it runs: on a busy host either comes first."""
+    return bool(status.get("ready")) and status["state"] == "launched" and len(status.get("pids", {})) == 4
+
+
 def processes_of(folder: Path) -> list[str]:
     """Return command lines of living processes that have to do with this guest."""
     found = []
@@ -98,6 +104,13 @@ def processes_of(folder: Path) -> list[str]:
         if str(folder) in line and int(process.name) != os.getpid():
             found.append(line)
     return found
+
+
+def open_descriptors(process: Path) -> list[Path]:
+    try:
+        return list((process / "fd").iterdir())
+    except OSError:
+        return []  # gone meanwhile
 
 
 def left_after_a_moment(folder: Path) -> list[str]:
@@ -169,14 +182,13 @@ def launch(settings: LauncherSettings) -> Iterator[Callable[..., Launched]]:
     yield start
     for launched in started:
         launched.process.terminate()
-        launched.process.wait(30)
+        launched.process.wait(END_SECONDS)
     assert left_after_a_moment(settings.state_folder) == []
 
 
 def test_launch_reset_and_the_monitors_death(launch: Callable[..., Launched]) -> None:
     guest = launch()
-    status = guest.wait_for(lambda status: status.get("state") == "launched")
-    assert status["ready"] is True
+    status = guest.wait_for(all_runs)
     assert status["generation"] == 1
     assert status["attestation"] == ""
     assert set(status["pids"]) == {"qemu", "swtpm", "relay", "monitor"}
@@ -189,7 +201,7 @@ def test_launch_reset_and_the_monitors_death(launch: Callable[..., Launched]) ->
     assert again["pids"]["qemu"] == status["pids"]["qemu"]
     assert again["image"] == status["image"]
     guest.process.terminate()
-    assert guest.process.wait(30) == 0
+    assert guest.process.wait(END_SECONDS) == 0
     assert guest.left_behind() == []
     assert guest.status()["state"] == "ended"
 
@@ -202,7 +214,7 @@ def test_monitor_cannot_write_the_guests_memory(launch: Callable[..., Launched])
     for process in Path("/proc").glob("[0-9]*"):
         if int(process.name) == status["pids"]["qemu"]:
             continue
-        for descriptor in (process / "fd").glob("*"):
+        for descriptor in open_descriptors(process):
             try:
                 if descriptor.readlink() != guest.settings.ram:
                     continue
@@ -230,7 +242,9 @@ def test_interrupted_at_any_moment_leaves_nothing(launch: Callable[..., Launched
     while time.monotonic() < deadline and guest.process.poll() is None:
         time.sleep(0.02)
     guest.process.send_signal(signal.SIGINT)
-    assert guest.process.wait(30) in (0, -signal.SIGINT)  # before our handler is there Python's own ends it
+    code = guest.process.wait(END_SECONDS)
+    # Before our handler is there, Python's own ends it; and one while Python starts is fatal to it.
+    assert code in (0, -signal.SIGINT) or "Fatal Python error: init_import_site" in guest.log(), guest.log()
     assert guest.left_behind() == []
     assert left_after_a_moment(guest.settings.state_folder) == []
 
@@ -239,15 +253,15 @@ def test_guest_that_ends_ends_the_launcher(launch: Callable[..., Launched]) -> N
     guest = launch()
     guest.wait_for(lambda status: status.get("ready") is True)
     guest.command("quit")
-    assert guest.process.wait(30) == 0
+    assert guest.process.wait(END_SECONDS) == 0
     assert guest.left_behind() == []
 
 
 def test_lost_tpm_ends_the_guest(launch: Callable[..., Launched]) -> None:
     guest = launch()
-    status = guest.wait_for(lambda status: status.get("state") == "launched")
+    status = guest.wait_for(all_runs)
     os.kill(status["pids"]["swtpm"], signal.SIGKILL)
-    assert guest.process.wait(30) == 3
+    assert guest.process.wait(END_SECONDS) == 3
     assert "TPM is lost" in guest.log()
     assert guest.left_behind() == []
 
@@ -267,7 +281,7 @@ def test_qemu_that_does_not_start_is_told(
     launch: Callable[..., Launched], settings: LauncherSettings
 ) -> None:
     guest = launch(qemu=(*settings.qemu, "-no-such-option"))
-    assert guest.process.wait(60) == 3
+    assert guest.process.wait(END_SECONDS) == 3
     assert "no-such-option" in guest.log()
     assert guest.left_behind() == []
 
@@ -275,7 +289,7 @@ def test_qemu_that_does_not_start_is_told(
 def test_secrets_of_the_launcher_are_out_of_reach(launch: Callable[..., Launched]) -> None:
     """Not dumpable, no core files, and no key in files, arguments or environments of its processes."""
     guest = launch()
-    status = guest.wait_for(lambda status: status.get("state") == "launched")
+    status = guest.wait_for(all_runs)
     limits = Path(f"/proc/{guest.process.pid}/limits").read_text()
     assert next(line.split()[4:6] for line in limits.splitlines() if "core file" in line) == ["0", "0"]
     for pid in (guest.process.pid, *status["pids"].values()):

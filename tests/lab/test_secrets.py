@@ -162,8 +162,11 @@ def search(chunks: Iterable[bytes], patterns: dict[tuple[str, str], bytes]) -> l
 
 
 def file_chunks(path: Path) -> Iterator[bytes]:
-    """Yield a file's data without its holes: most of a guest's RAM was never touched."""
-    with path.open("rb", buffering=0) as file:
+    """Yield a file's data without its holes: most of a guest's RAM was never touched.
+
+    Nothing of a file that has gone meanwhile, as a database's journal does.
+    """
+    with contextlib.suppress(FileNotFoundError), path.open("rb", buffering=0) as file:
         end = file.seek(0, os.SEEK_END)
         position = 0
         while position < end:

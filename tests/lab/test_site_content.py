@@ -80,4 +80,4 @@ def test_looks_while_the_kernel_patches_itself_are_clean(booted: LabGuest, live:
         for _ in range(60):
             assert_clean(look(live))
     finally:
-        booted.console.run("touch /tmp/stop; sleep 2; rm /tmp/stop")
+        booted.console.run("touch /tmp/stop; wait; rm /tmp/stop", timeout=200)

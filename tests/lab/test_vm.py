@@ -98,5 +98,6 @@ def _monitor(machine: Machine, command: str) -> str:
         ):
             stream.write(json.dumps(request) + "\n")
             stream.flush()
-            answer = json.loads(stream.readline())
+            while "return" not in (answer := json.loads(stream.readline())):
+                assert "event" in answer, answer
         return str(answer["return"])

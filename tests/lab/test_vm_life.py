@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -109,12 +110,12 @@ def test_an_interrupted_start_leaves_nothing(home: Path, number: signal.Signals,
     assert _until(seen.exists, seconds=120)
     process.send_signal(number)
     try:
-        assert process.wait(60) in exit_codes(number)
+        assert process.wait(120) in exit_codes(number)
         if (folder / "vm.json").exists():
             state = VmState.load("broken")
             assert not state.running
             assert not _left(state)
-        assert not _processes_with(str(folder))
+        assert _until(lambda: not _processes_with(str(folder)), seconds=60)
     finally:
         remove_machine("broken")
 
@@ -156,7 +157,9 @@ def test_the_commands_do_what_their_functions_do(home: Path) -> None:
         assert shown["state"] == "running"
         assert Path(shown["ram"]).stat().st_size == shown["memory_bytes"] == 512 << 20
         assert json.loads(affiant("vm", "show", "cli", "--json").stdout)["ram"] == shown["ram"]
-        assert "6." in affiant("vm", "console", "cli", typed="\nuname -r\n").stdout
+        # Two seconds without a word are the end for a pipe; a guest on a busy host may take longer.
+        asked = partial(affiant, "vm", "console", "cli", typed="\nuname -r\n")
+        assert _until(lambda: shown["kernel_release"] in asked().stdout, seconds=120)
         assert affiant("vm", "start", "cli", "--direct", "--no-tpm").returncode == 2
         report = affiant("report", "--vm", "cli", "--nonce", "00" * 32)
         assert report.returncode == 2, "without a service there is no passport"
