@@ -89,7 +89,7 @@ class Console:
         """
         self.run("echo 1 > /proc/sys/kernel/printk")
 
-    def run(self, command: str, *, timeout: float = 120.0) -> str:
+    def run(self, command: str, *, timeout: float = 300.0) -> str:
         """Run one shell command in the guest and return what it wrote.
 
         Raises RuntimeError when the (last) command fails, ConsoleTimeoutError when it does not end.

@@ -72,16 +72,16 @@ def test_every_passport_of_a_busy_guest_is_good(attested: AttestedGuest, console
     """While processes come and go and modules are loaded and unloaded, 200 times in a row."""
     console.run("load all 2")
     try:
-        console.run("until [ -e /tmp/load/modules.count ]; do sleep 1; done", timeout=120)
+        console.run("until [ -e /tmp/load/modules.count ]; do sleep 1; done", timeout=300)
         reports = []
         for number in range(PASSPORTS):
             with explained(attested, f"passport {number} of {PASSPORTS}"):
                 asked = attested.ask(wait=0)
                 assert_healthy(asked)
             reports.append(asked.verified.runtime)
-        status = console.run("load status", timeout=120)
+        status = console.run("load status", timeout=300)
     finally:
-        console.run("load stop", timeout=120)
+        console.run("load stop", timeout=300)
     done = {
         line.split()[1]: int(line.split()[2]) for line in status.splitlines() if line.startswith("load: ")
     }
@@ -150,7 +150,9 @@ def test_a_running_guest_cannot_add_to_the_measurements_of_its_boot(
         answers.append(said.strip()[-8:])
     assert answers == ["00000000", "00000907", "00000907"]
     refused = {"extending PCR 9 after the boot", "extending PCR 4 after the boot"}
-    until(lambda: refused <= attested.status()["refused"].keys(), seconds=120, otherwise=attested.logs)
+    until(
+        lambda: refused <= attested.status()["refused"].keys(), seconds=BOOT_SECONDS, otherwise=attested.logs
+    )
     assert_healthy(attested.ask())
 
 
@@ -158,7 +160,7 @@ def test_in_firmware_and_with_secure_boot_off(service: Service) -> None:
     """A guest is asked before it has a kernel, and again when it runs one that nobody vouched for."""
     request = request_for(service, "insecure", secure_boot=False)
     with attested_guest(service, request) as guest:
-        until(lambda: guest.status().get("state") == "launched", seconds=120, otherwise=guest.logs)
+        until(lambda: guest.status().get("state") == "launched", seconds=BOOT_SECONDS, otherwise=guest.logs)
         operate(guest.state.qmp, "stop")  # the firmware has started its TPM, and goes no further now
         asked = guest.ask()
         assert asked.level < SecurityLevel.VERIFIED_BOOT
@@ -192,10 +194,11 @@ def test_a_real_debian_on_its_disk_is_healthy(service: Service, attested: Attest
         assert console.run("cat /proc/1/comm").strip() == "systemd"
         assert "[integrity]" in console.run("cat /sys/kernel/security/lockdown")
         guest.ask_until(lambda asked: asked.level is SecurityLevel.ENFORCED_CODE)
-        console.run("systemctl restart systemd-udevd systemd-journald; udevadm trigger", timeout=120)
+        restart = "systemctl restart systemd-udevd systemd-journald; udevadm trigger"
+        console.run(restart, timeout=BOOT_SECONDS)
         for _ in range(20):
             assert_healthy(guest.ask(wait=0))
-        assert "running" in console.run("systemctl is-system-running --wait", timeout=120)
+        assert "running" in console.run("systemctl is-system-running --wait", timeout=BOOT_SECONDS)
         assert guest.ask().verified.session.device != attested.ask().verified.session.device
     disk.unlink()
 
@@ -209,7 +212,11 @@ def test_an_unknown_kernel_is_not_vouched_for(service: Service, attested: Attest
         try:
             wait_for_guest(guest.state, timeout=BOOT_SECONDS)
             # An earlier session may be of a moment at which the boot was not over.
-            asked = guest.ask_until(lambda asked: "firmware_measured" not in asked.shortfalls)
+            asked = guest.ask_until(
+                lambda asked: (
+                    asked.level >= SecurityLevel.ROOTED and "firmware_measured" not in asked.shortfalls
+                )
+            )
             assert asked.level is SecurityLevel.ROOTED
             assert set(asked.shortfalls) == {"kernel_known", "reference_matches_kernel"}
             assert Outcome.HOLDS not in outcomes(asked).values()

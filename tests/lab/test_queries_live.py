@@ -293,7 +293,7 @@ def test_rules_with_queries_hold_under_load(live: LiveGuest, run: Run) -> None:
                 blind += [result for result in look.results if result.outcome is Outcome.INCONCLUSIVE]
                 suspected += look.suspected
         finally:
-            run("load stop", timeout=120)
+            run("load stop", timeout=300)
     assert not bad, bad
     assert len(blind) <= LOOKS_UNDER_LOAD * len(asking) // 50, blind
     # For each of them the guest was stopped: one look in thousands on an idle host.

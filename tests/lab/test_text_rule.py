@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from lab.tamper.technique import SUITES
 RULE = "kernel_text_intact"
 LOOKS_UNDER_LOAD = 40
 QMP_SECONDS = 60.0
+BOOT_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,9 @@ def test_health_is_never_taken_for_tampering(suite: str) -> None:
             assert result.outcome is not Outcome.VIOLATED, result.findings
             outcomes.append(result.outcome)
 
+        deadline = time.monotonic() + BOOT_SECONDS
         while not _ready(guest.console):
+            assert time.monotonic() < deadline, guest.machine.console_log.read_text()[-2000:]
             live = live or booting.live(reference)
             if live is not None:
                 look()
@@ -117,4 +121,4 @@ def test_health_is_never_taken_for_tampering(suite: str) -> None:
         for _ in range(LOOKS_UNDER_LOAD):
             look()
         assert set(outcomes) == {Outcome.HOLDS}
-        guest.console.run("load stop", timeout=120)
+        guest.console.run("load stop", timeout=300)

@@ -38,8 +38,8 @@ def test_signed_modules_load_and_unload_under_lockdown(secure_boot_guest: LabGue
     console = secure_boot_guest.console
     assert "virtio_blk" in console.run("lsmod")
     console.run("load all")
-    console.run("until [ -e /tmp/load/modules.count ]; do sleep 1; done", timeout=180)
-    console.run("load stop", timeout=120)
+    console.run("until [ -e /tmp/load/modules.count ]; do sleep 1; done", timeout=300)
+    console.run("load stop", timeout=300)
     assert console.run("cat /tmp/load/modules.log") == ""
     assert "dummy" not in console.run("lsmod")
 
@@ -80,8 +80,8 @@ def test_newer_kernels_boot(suite: str) -> None:
     with start_guest(GuestPlan(suite=suite, firmware=False, tpm=False)) as guest:
         assert guest.kernel.release in guest.console.run("uname -r")
         guest.console.run("load modules")
-        guest.console.run("until [ -e /tmp/load/modules.count ]; do sleep 1; done", timeout=180)
-        guest.console.run("load stop", timeout=120)
+        guest.console.run("until [ -e /tmp/load/modules.count ]; do sleep 1; done", timeout=300)
+        guest.console.run("load stop", timeout=300)
         assert int(guest.console.run("wc -l < /tmp/load/modules.count")) > 0
 
 
