@@ -34,6 +34,8 @@ class StatusFile:
         true before, and is not now, is then written by nobody over what is.
         """
         with self._lock:
+            if self._fields["state"] == "ended":
+                return  # for good: a thread that is late, as the TPM's may be, knows less
             fields = {name: value() if callable(value) else value for name, value in fields.items()}
             if fields.get("state", self._fields["state"]) != self._fields["state"]:
                 self._fields["since"] = int(time.time())

@@ -31,3 +31,12 @@ def test_a_thread_that_is_late_does_not_write_what_was_true_before(tmp_path: Pat
     status.update(state=state)
     other[0].join(30)
     assert state_in(path) == "launched"
+
+
+def test_what_has_ended_is_not_said_to_run_by_a_thread_that_is_late(tmp_path: Path) -> None:
+    path = tmp_path / "status.json"
+    status = StatusFile(path)
+    status.update(ready=False, state="ended")
+    status.update(state=lambda: "firmware")
+    assert state_in(path) == "ended"
+    assert state_in(StatusFile(path)._path) == "starting", "the next launcher begins anew"
