@@ -14,7 +14,7 @@ from typing import TypeVar, cast
 
 from affiant.assertions.engine import Engine
 from affiant.kernel.reference.module_files import module_files_beside
-from affiant.monitor.launcher_client import LauncherClient
+from affiant.monitor.launcher_client import LauncherClient, PauseOverError
 from affiant.monitor.watch import KernelWatch
 from affiant.wire.launcher_requests import Copy, Cpus, DeviceState, ForgetCopy, Request
 from lab.live_guest import LiveGuest
@@ -55,7 +55,9 @@ class _Launcher(LauncherClient):
         try:
             yield
         finally:
-            self._qemu.resume()
+            lasted = self._qemu.resume()
+        if not lasted:
+            raise PauseOverError("the guest has run on since")
 
 
 @contextlib.contextmanager

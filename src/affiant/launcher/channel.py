@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from affiant.launcher.fact_ring import FactRing
 from affiant.launcher.identity import IdentityKey
-from affiant.launcher.qemu.connection import QemuMonitor
+from affiant.launcher.qemu.connection import PAUSE_SECONDS, QemuMonitor
 from affiant.launcher.qemu.page_copies import PageCopies
 from affiant.launcher.vtpm.attestation import TpmAttester
 from affiant.launcher.vtpm.gateway import Gateway
@@ -155,7 +155,9 @@ class LauncherChannel:
                 self._qemu.pause()
                 return None
             case Resume():
-                self._qemu.resume()
+                if not self._qemu.resume():
+                    pause = round(1_000 * PAUSE_SECONDS)
+                    raise UnavailableError(f"the guest was paused for {pause} ms and has run on since")
                 return None
             case Keep(content):
                 if self._facts is None:

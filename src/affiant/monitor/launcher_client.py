@@ -7,18 +7,22 @@ import socket
 from collections.abc import Iterator
 from typing import TypeVar
 
-from affiant.model.errors import SetupError, UnavailableError
+from affiant.model.errors import AffiantError, SetupError, UnavailableError
 from affiant.wire.cbor import Item
 from affiant.wire.frames import FrameDecoder, encode_frame
 from affiant.wire.launcher_requests import Failure, FailureKind, Pause, Request, Resume
 from affiant.wire.secure_world import read_answer, write_request
 
-__all__ = ["LauncherClient"]
+__all__ = ["LauncherClient", "PauseOverError"]
 
 _RECEIVE_BYTES = 1 << 16
 _ANSWER_SECONDS = 30.0
 
 ResultT = TypeVar("ResultT")
+
+
+class PauseOverError(UnavailableError):
+    """A pause was over before its end was asked for, or may have been."""
 
 
 class LauncherClient:
@@ -48,12 +52,21 @@ class LauncherClient:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Pause the guest for the body of a `with` statement; it runs on whatever happens inside."""
+        """Pause the guest for the body of a `with` statement; it runs on whatever happens inside.
+
+        Raises `PauseOverError` behind a body that came to its end, if the guest may have run meanwhile.
+        """
         self.ask(Pause())
         try:
             yield
-        finally:
+        except BaseException:
+            with contextlib.suppress(AffiantError):
+                self.ask(Resume())
+            raise
+        try:
             self.ask(Resume())
+        except UnavailableError as error:
+            raise PauseOverError(str(error)) from error
 
     def _receive(self) -> Item:
         while True:

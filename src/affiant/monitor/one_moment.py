@@ -5,7 +5,8 @@ it reads, and whether it still finds fault. These pages are copied, all at the s
 registers of that moment; and what is told is what a look at the copies finds. A guest may have changed
 meanwhile so that the look leads to pages that nobody copied: then these are copied, too, at another moment.
 Where that does not come to an end, or there is too much to copy, the guest is paused for the whole of the
-look, within the launcher's bound.
+look, within the launcher's bound. A look that takes longer than that was not at one moment, and accuses
+nobody.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from typing import Protocol, TypeVar
 
 from affiant.kernel.machine.memory import PAGE_SIZE, GuestMemory
 from affiant.kernel.machine.page_set import PageSet
-from affiant.model.errors import AffiantError
+from affiant.model.errors import AffiantError, UnavailableError
+from affiant.monitor.launcher_client import PauseOverError
 from affiant.monitor.registers import Moment
 from affiant.wire.launcher_requests import MOST_COPIED_PAGES, MOST_RUNS
 
@@ -37,7 +39,7 @@ class Machine(Protocol):
         ...
 
     def paused(self) -> AbstractContextManager[None]:
-        """Pause the guest meanwhile."""
+        """Pause the guest meanwhile. Raises PauseOverError at the end if it may have run before that."""
         ...
 
 
@@ -71,7 +73,8 @@ class Moments:
 
         `look` gets the registers of that moment, with what QEMU saves if there is `device_state`; with None,
         which is how it is tried first, it asks for those of now. It must read all that it tells from the
-        memory. Raises what the two raise.
+        memory. Raises what the two raise, and UnavailableError where nothing but a look that the guest ran in
+        the middle of finds fault.
         """
         stops = 0
         was_warned, self._was_warned = self._was_warned, False
@@ -102,7 +105,17 @@ class Moments:
                     _LOG.info("a look reads other pages each time: the guest is paused for it")
             except AffiantError as error:
                 _LOG.info("no pages are copied, the guest is paused for a look: %s", error)
-        with self._machine.paused():
-            found = paused()
-        self._was_warned = stops > 0 and enough(found)
+        found, over = self._look_paused(paused)
+        if over and not enough(found):
+            raise UnavailableError(f"the guest did not stand still for as long as a look took: {over}")
+        self._was_warned = (stops > 0 or (bool(over) and not was_warned)) and enough(found)
         return found
+
+    def _look_paused(self, paused: Callable[[], LookT]) -> tuple[LookT, str]:
+        """Return what is found, and why the guest may have run meanwhile, or nothing."""
+        try:
+            with self._machine.paused():
+                found = paused()
+        except PauseOverError as error:
+            return found, str(error)
+        return found, ""

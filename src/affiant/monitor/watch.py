@@ -145,14 +145,19 @@ class KernelWatch:
 
     def _facts_of_one_moment(self, names: Collection[str]) -> Mapping[str, object]:
         scripts = [script for script in self._engine.bundle.scripts if script.name in names]
-        return self._moments.look(
-            lambda moment: self._facts(scripts, at_rest=True, moment=moment),
-            paused=lambda: self._facts(
-                scripts, at_rest=True, fresh=True, seconds=_QUERY_SECONDS_PAUSED, clock=time.monotonic
-            ),
-            device_state=any(_SAVED_REGISTERS in script.facts for script in scripts),
-            enough=lambda facts: self._all_hold(facts, names),
-        )
+        try:
+            return self._moments.look(
+                lambda moment: self._facts(scripts, at_rest=True, moment=moment),
+                paused=lambda: self._facts(
+                    scripts, at_rest=True, fresh=True, seconds=_QUERY_SECONDS_PAUSED, clock=time.monotonic
+                ),
+                device_state=any(_SAVED_REGISTERS in script.facts for script in scripts),
+                enough=lambda facts: self._all_hold(facts, names),
+            )
+        except UnavailableError as error:
+            return _unavailable(
+                [name for script in scripts for name in (*script.facts, *script.asked)], error
+            )
 
     def _all_hold(self, facts: Mapping[str, object], names: Collection[str]) -> bool:
         results = self._engine.judge(facts, only=names)
@@ -181,7 +186,7 @@ class KernelWatch:
         try:
             guest = self._refreshed(self._cpus() if moment is None else moment.cpus)
         except AffiantError as error:
-            return {name: {"unavailable": str(error)} for name in (*names, *queries)}
+            return _unavailable((*names, *queries), error)
         if _SAVED_REGISTERS in names:
             guest = guest.with_saved(self._registers.saved(fresh=fresh) if moment is None else moment.saved)
         if before is not None and known is not None and guest.program is known.program:
@@ -260,3 +265,7 @@ class KernelWatch:
     def _logs_in_memory(self) -> Iterator[EventLogCandidate]:
         """Look through all of memory only when what was kept is not enough."""
         yield from find_event_logs(self._memory, self._guest)
+
+
+def _unavailable(names: Iterable[str], error: AffiantError) -> Mapping[str, object]:
+    return {name: {"unavailable": str(error)} for name in names}

@@ -154,7 +154,7 @@ class Pause(Request[None]):
 
 @dataclass(frozen=True, slots=True)
 class Resume(Request[None]):
-    """Ask to resume the guest."""
+    """Ask to resume the guest; a failure where it ran on by itself before."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,6 +70,7 @@ class FakeQemuMonitor(QemuMonitor):
 
     def __init__(self) -> None:
         self.told: list[str] = []
+        self.stood_still = True
         self.there = True
         self.while_saving: Callable[[], None] = lambda: None
 
@@ -92,8 +93,9 @@ class FakeQemuMonitor(QemuMonitor):
     def pause(self) -> None:
         self.told.append("pause")
 
-    def resume(self) -> None:
+    def resume(self) -> bool:
         self.told.append("resume")
+        return self.stood_still
 
 
 @dataclass
@@ -246,6 +248,11 @@ def test_registers_pause_and_resume(monitor_without_tpm: Monitor) -> None:
     assert monitor.ask(Cpus()) == ("CPU#0\nRAX=0\n", "CPU#1\nRAX=1\n")
     assert monitor.ask(Resume()) is None
     assert monitor.qemu.told == ["pause", "resume"]
+    monitor.qemu.stood_still = False
+    assert monitor.ask(Pause()) is None
+    assert monitor.ask(Resume()) == Failure(
+        FailureKind.UNAVAILABLE, "the guest was paused for 250 ms and has run on since"
+    )
     monitor.qemu.there = False
     failure = monitor.ask(Cpus())
     assert isinstance(failure, Failure)

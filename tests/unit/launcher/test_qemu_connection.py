@@ -242,9 +242,9 @@ def test_pause_and_resume(machine: Machine) -> None:
     assert machine.running()
     machine.monitor.pause()
     assert not machine.running()
-    machine.monitor.resume()
+    assert machine.monitor.resume()
     assert machine.running()
-    machine.monitor.resume()
+    assert machine.monitor.resume()
     assert machine.running()
 
 
@@ -256,9 +256,10 @@ def test_forgotten_guest_runs_again_by_itself(machine: Machine, monkeypatch: pyt
         assert time.monotonic() < begun + PAUSE_SECONDS + 30
     assert time.monotonic() - begun > PAUSE_SECONDS
     monkeypatch.setattr(qemu_connection, "PAUSE_SECONDS", 600.0)
+    assert not machine.monitor.resume(), "it did not stand still until now"
     machine.monitor.pause()  # and can be paused again
     assert not machine.running()
-    machine.monitor.resume()
+    assert machine.monitor.resume()
 
 
 def test_guest_that_an_operator_paused_stays_paused(machine: Machine) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from affiant.model.errors import MalformedError, SetupError, UnavailableError
-from affiant.monitor.launcher_client import LauncherClient
+from affiant.monitor.launcher_client import LauncherClient, PauseOverError
 from affiant.wire.cbor import Item
 from affiant.wire.frames import FrameDecoder, encode_frame
 from affiant.wire.launcher_requests import FailureKind, Generation, Pause, Request, Resume
@@ -78,6 +78,25 @@ def test_the_guest_is_resumed_when_looking_fails(launcher: tuple[LauncherClient,
     with pytest.raises(ZeroDivisionError), client.paused():
         raise ZeroDivisionError
     assert seen == [Pause(), Resume()]
+
+
+def test_a_pause_that_was_over_is_told_behind_what_was_done_in_it(
+    launcher: tuple[LauncherClient, Serve],
+) -> None:
+    client, serve = launcher
+    serve(
+        lambda request: (
+            write_answer(request, None)
+            if request == Pause()
+            else write_failure(FailureKind.UNAVAILABLE, "it has run on since")
+        )
+    )
+    done = []
+    with pytest.raises(PauseOverError, match="run on since"), client.paused():
+        done.append("all")
+    assert done == ["all"]
+    with pytest.raises(ZeroDivisionError), client.paused():
+        raise ZeroDivisionError
 
 
 def test_a_launcher_that_is_gone_is_unavailable() -> None:

@@ -17,6 +17,7 @@ from affiant.kernel.machine.memory import GuestMemory
 from affiant.model.errors import AffiantError, SetupError, UnavailableError
 from affiant.model.outcome import Outcome
 from affiant.monitor import one_moment
+from affiant.monitor.launcher_client import PauseOverError
 from affiant.monitor.watch import KernelWatch
 from affiant.wire.launcher_requests import Copied, Copy, Cpus, ForgetCopy
 from tests.unit.kernel.queries.things import LIST, THING_SIZE, ThingGuest
@@ -38,6 +39,7 @@ class CopyingLauncher:
     after: Callable[[], None] = lambda: None
     asked: Callable[[], None] = lambda: None
     failure: AffiantError | None = None
+    overslept: bool = False
     pages: int = 0
     root: int = PROCESS_ROOT
     roots: tuple[int, ...] = (PROCESS_ROOT // PAGE,)
@@ -75,6 +77,8 @@ class CopyingLauncher:
         self.before()
         yield
         self.after()
+        if self.overslept:
+            raise PauseOverError("it has run on since")
 
 
 class SyntheticWatch(KernelWatch):
@@ -269,6 +273,29 @@ def test_without_copies_the_guest_is_paused_for_the_look(watch, launcher, failur
     launcher.failure = failure
     assert look(watch) == (Outcome.VIOLATED, ["thing 7000"])
     assert launcher.told == ["copy", "pause"]
+
+
+def test_a_look_that_outlasts_its_pause_accuses_nobody(watch, launcher):
+    """The guest ran in the middle of it: what seems wrong may be the look's own doing."""
+    enlarge(launcher.guest)
+    launcher.failure, launcher.overslept = UnavailableError("not now"), True
+    (result,) = watch.look().results
+    assert (result.outcome, result.findings) == (Outcome.INCONCLUSIVE, ())
+    assert "did not stand still" in result.reason
+    launcher.overslept = False
+    assert look(watch) == (Outcome.VIOLATED, ["thing 7000"])
+
+
+def test_a_guest_that_outlasts_a_pause_and_is_clean_then_is_paused_at_once_the_next_time(watch, launcher):
+    enlarge(launcher.guest)
+    launcher.failure, launcher.overslept = UnavailableError("not now"), True
+    launcher.before = lambda: enlarge(launcher.guest, 11)
+    assert look(watch) == (Outcome.HOLDS, [])
+    for told in (["pause"], ["copy", "pause"]):  # but not each time, on a host that is always slow
+        launcher.told.clear()
+        enlarge(launcher.guest)
+        assert look(watch) == (Outcome.HOLDS, [])
+        assert launcher.told == told
 
 
 @pytest.mark.parametrize("bound", ["MOST_RUNS", "MOST_COPIED_PAGES"])

@@ -64,6 +64,7 @@ class QemuMonitor:
         self._unanswered: concurrent.futures.Future[Any] | None = None
         self._events: asyncio.Task[None] | None = None
         self._wake_up: asyncio.TimerHandle | None = None
+        self._has_overslept = False
         self._closed = False
         self._state_file: StateFile | None = None
         self._state_file_name = ""
@@ -115,9 +116,12 @@ class QemuMonitor:
         """Stop all vCPUs, for `PAUSE_SECONDS` at most. A guest that does not run stays as it is."""
         self._ask(self._pause())
 
-    def resume(self) -> None:
-        """Let the guest run on, if `pause` stopped it and it does not run yet."""
-        self._ask(self._resume())
+    def resume(self) -> bool:
+        """Let the guest run on, if `pause` stopped it and it does not run yet.
+
+        Returns whether it stood still since: False if it runs on by itself, after `PAUSE_SECONDS`.
+        """
+        return self._ask(self._resume())
 
     def quit(self) -> None:
         """Ask QEMU to end itself; raises nothing when it does not answer."""
@@ -295,6 +299,7 @@ class QemuMonitor:
         return self._state_file
 
     async def _pause(self) -> None:
+        self._has_overslept = False
         if self._wake_up is None:
             if not await self._is_ours_to_stop():
                 return
@@ -308,14 +313,15 @@ class QemuMonitor:
 
     def _overslept(self) -> None:
         _log.warning("the guest was paused for %d ms: it runs again", round(PAUSE_SECONDS * 1000))
+        self._has_overslept = True
         asyncio.ensure_future(self._resume())  # noqa: RUF006  it is over at once, and nobody waits for it
 
-    async def _resume(self) -> None:
-        if self._wake_up is None:
-            return
-        self._wake_up.cancel()
-        self._wake_up = None
-        await self._execute("cont")
+    async def _resume(self) -> bool:
+        if self._wake_up is not None:
+            self._wake_up.cancel()
+            self._wake_up = None
+            await self._execute("cont")
+        return not self._has_overslept
 
 
 async def _nothing() -> None:
