@@ -8,7 +8,9 @@ where it replays onto a fresh quote; and so a guest that spoils its log later ga
 
 from __future__ import annotations
 
+import time
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 from affiant.kernel.machine.event_log import EventLogCandidate, scan_for_event_logs
@@ -16,34 +18,39 @@ from affiant.kernel.machine.memory import GuestMemory
 
 __all__ = ["BootLogCopies"]
 
-_MOST_COPIES: Final = 8
-_MOST_LOOKS: Final = 60  # a guest that never becomes known must not have its memory searched for ever
+_MOST_COPIES: Final = 32
+_MOST_AT_ONCE: Final = 8
+_MOST_SECONDS: Final = 10.0  # a guest that never becomes known must not have its memory searched for ever
 
 
 class BootLogCopies:
     """The latest different contents of one guest's event logs, in bounded memory. Nothing is verified."""
 
-    def __init__(self, memory: GuestMemory) -> None:
+    def __init__(self, memory: GuestMemory, *, clock: Callable[[], float] = time.thread_time) -> None:
+        """`clock` tells what it costs, in seconds."""
         self._memory = memory
-        self._looks = 0
+        self._clock = clock
+        self._spent = 0.0
         self._proven: EventLogCandidate | None = None
         self._copies: deque[EventLogCandidate] = deque(maxlen=_MOST_COPIES)
 
-    def take(self) -> None:
+    def take(self) -> bool:
         """Copy the logs that memory holds now, as far as they are not kept already.
 
         It looks through all of memory, a few milliseconds while firmware and boot loader run. A reset
-        does not clear memory, so that logs of an earlier boot may be among them. After sixty times in
-        one boot it does nothing.
+        does not clear memory, so that logs of an earlier boot may be among them. After ten seconds of
+        that in one boot it does nothing, and returns False.
         """
-        if self._looks >= _MOST_LOOKS:
-            return
-        self._looks += 1
+        if self._spent >= _MOST_SECONDS:
+            return False
+        began = self._clock()
         known = {copy.data for copy in self._copies}
         # The one with most events is appended last, so that it stays longest.
-        for candidate in reversed(scan_for_event_logs(self._memory)[:_MOST_COPIES]):
+        for candidate in reversed(scan_for_event_logs(self._memory)[:_MOST_AT_ONCE]):
             if candidate.data not in known:
                 self._copies.append(candidate)
+        self._spent += self._clock() - began
+        return True
 
     def prove(self, candidate: EventLogCandidate) -> None:
         """Keep a log that replayed onto a quote of this boot, whatever is copied later."""
@@ -56,5 +63,5 @@ class BootLogCopies:
 
     def forget(self) -> None:
         """Begin anew: the guest was started again, and its firmware writes another log."""
-        self._looks, self._proven = 0, None
+        self._spent, self._proven = 0.0, None
         self._copies.clear()

@@ -31,6 +31,8 @@ _LOG = logging.getLogger(__name__)
 _FIRST_RETRY_MS, _LAST_RETRY_MS = 1_000, 60_000
 # While the guest is still booting, what was not there for the first session may be there now.
 _BOOT_POLL_MS = 2_000
+# While it boots, its firmware's event log may be there for a second after it is whole, and then overwritten.
+_BOOT_LOG_POLL_MS = 250
 # How often the launcher is asked whether the guest was started anew.
 _GUEST_POLL_MS = 1_000
 # 403: the service has ended the session, or never knew it.
@@ -81,6 +83,7 @@ class Monitor:
         self._session_born_ms = 0
         self._session_due = 0
         self._measure_due = 0
+        self._boot_log_at = 0
         self._looked_at: bytes | None = None  # the reference of the last look, which the journal tells of
 
     def run(self) -> None:
@@ -98,7 +101,7 @@ class Monitor:
                 self._measure()
             if self._heartbeat is not None and monotonic_ms() >= self._heartbeat.due_ms:
                 self._beat(self._heartbeat)
-            self._answer_one(until_ms=min(self._measure_due, self._session_due))
+            self._answer_one(until_ms=min(self._measure_due, self._session_due, self._boot_log_due()))
 
     def _follow_the_guest(self) -> None:
         """Start anew when the guest did; what an earlier boot showed belongs to its own session."""
@@ -148,7 +151,21 @@ class Monitor:
                 self._measure()
                 self._show(question)
                 return 0.0
-        return max(0, min(self._measure_due - monotonic_ms(), _GUEST_POLL_MS)) / 1_000
+        due = min(self._measure_due, self._boot_log_due())
+        return max(0, min(due - monotonic_ms(), _GUEST_POLL_MS)) / 1_000
+
+    def _boot_log_due(self) -> int:
+        """Copy the firmware's log of a guest that boots, if it is time to; return when it is again.
+
+        At most a tenth of the time is spent on it, however much memory there is to be looked through.
+        """
+        began = monotonic_ms()
+        if began >= self._boot_log_at:
+            goes_on = self._watch.follow_boot()
+            took = monotonic_ms() - began
+            wait = max(_BOOT_LOG_POLL_MS, 9 * took) if goes_on else _GUEST_POLL_MS
+            self._boot_log_at = began + took + wait
+        return self._boot_log_at
 
     def _renew_session(self) -> None:
         generation = self._generation

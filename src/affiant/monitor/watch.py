@@ -100,8 +100,7 @@ class KernelWatch:
         that the guest does: what cannot be read is inconclusive.
         """
         scripts = self._engine.bundle.scripts
-        if self._guest is None:
-            self._boot_log.take()  # still booting, as far as is known: the log may not be there for long
+        self.follow_boot()
         more = FACTS if everything else ()
         facts = dict(self._facts(scripts, more=more))
         results = self._engine.judge(facts)
@@ -114,6 +113,10 @@ class KernelWatch:
         else:
             self._registers.forget_copies()  # of a look that found something
         return Look(results, self.reference, facts, tuple(sorted(suspects)))
+
+    def follow_boot(self) -> bool:
+        """Copy the firmware's event log while the guest boots; tells whether to do so again in a moment."""
+        return self._guest is None and self._boot_log.take()
 
     def recognise(self) -> bool:
         """Try to find the kernel; return whether it is known and running."""

@@ -16,6 +16,7 @@ from affiant.model.errors import MalformedError
 from affiant.model.finding import Finding
 from affiant.model.level import SecurityLevel
 from affiant.model.outcome import AssertionResult, Mode, Outcome
+from affiant.monitor import loop
 from affiant.monitor.courier_client import CourierClosedError
 from affiant.monitor.fact_keeper import FactKeeper
 from affiant.monitor.loop import Monitor
@@ -47,8 +48,14 @@ class PlayedKernel:
     results: list[AssertionResult] = field(default_factory=list)
     forgotten: int = 0
 
+    copies: int = 0
+
     def forget_boot(self, *, counted: bool) -> None:
         self.forgotten += 1
+
+    def follow_boot(self) -> bool:
+        self.copies += self.reference is None
+        return self.reference is None
 
     def look(self, *, everything: bool = False) -> Look:
         self.looks += 1
@@ -326,6 +333,16 @@ def test_a_kernel_that_becomes_known_renews_the_session(stage: Stage) -> None:
     assert later.runtime.reference == later.session.reference == REFERENCE
 
 
+@pytest.mark.parametrize(("poll_ms", "copies"), [(0, 9), (3_600_000, 1)])
+def test_the_log_of_a_guest_that_boots_is_copied_between_looks(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, poll_ms: int, copies: int
+) -> None:
+    monkeypatch.setattr(loop, "_BOOT_LOG_POLL_MS", poll_ms)
+    stage.kernel.reference = None
+    stage.play(*[lambda: None] * 8)
+    assert (stage.kernel.copies, stage.kernel.looks) == (copies, 1)
+
+
 def test_a_kernel_that_the_service_does_not_know_makes_no_storm_of_sessions(stage: Stage) -> None:
     stage.kernel.reference = stage.machine.reference = bytes(32)  # no reference value names this one
     passports = stage.play(*["ask"] * 20)
@@ -420,6 +437,9 @@ class JudgedKernel:
 
     def forget_boot(self, *, counted: bool) -> None:
         """Nothing of an earlier boot is kept here."""
+
+    def follow_boot(self) -> bool:
+        return False
 
     def look(self, *, everything: bool = False) -> Look:
         self.looks += 1

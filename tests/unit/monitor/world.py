@@ -167,5 +167,9 @@ class RecordedKernel:
     def forget_boot(self, *, counted: bool) -> None:
         """Nothing of it is remembered."""
 
+    def follow_boot(self) -> bool:
+        """It has booted."""
+        return False
+
 
 __all__ = ["AffiantError", "RecordedKernel", "SimulatedBoot", "SimulatedCourier", "SimulatedLauncher"]
