@@ -13,13 +13,14 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from affiant.kernel.machine.event_log import EventLogCandidate, scan_for_event_logs
+from affiant.kernel.machine.event_log import LONGEST_LOG, EventLogCandidate, scan_for_event_logs
 from affiant.kernel.machine.memory import GuestMemory
 
 __all__ = ["BootLogCopies"]
 
 _MOST_COPIES: Final = 32
 _MOST_AT_ONCE: Final = 8
+_MOST_BYTES: Final = _MOST_AT_ONCE * LONGEST_LOG
 _MOST_SECONDS: Final = 10.0  # a guest that never becomes known must not have its memory searched for ever
 
 
@@ -49,6 +50,8 @@ class BootLogCopies:
         for candidate in reversed(scan_for_event_logs(self._memory)[:_MOST_AT_ONCE]):
             if candidate.data not in known:
                 self._copies.append(candidate)
+        while sum(len(copy.data) for copy in self._copies) > _MOST_BYTES:
+            self._copies.popleft()
         self._spent += self._clock() - began
         return True
 

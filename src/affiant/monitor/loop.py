@@ -157,7 +157,8 @@ class Monitor:
     def _boot_log_due(self) -> int:
         """Copy the firmware's log of a guest that boots, if it is time to; return when it is again.
 
-        At most a tenth of the time is spent on it, however much memory there is to be looked through.
+        Between looks, which copy it as well, at most a tenth of the time goes into it, however much memory
+        there is to be looked through.
         """
         began = monotonic_ms()
         if began >= self._boot_log_at:

@@ -7,6 +7,7 @@ import itertools
 import pytest
 
 from affiant.kernel.machine.memory import GuestMemory
+from affiant.monitor import boot_log
 from affiant.monitor.boot_log import BootLogCopies
 from tests.unit.kernel.machine.test_event_log import BANKS, EVENTS, spec_event
 
@@ -99,3 +100,12 @@ def test_a_guest_that_writes_many_logs_fills_no_memory(firmware: Firmware) -> No
         )
         firmware.copies.take()
     assert len(firmware.kept()) <= 32
+
+
+def test_large_logs_are_fewer(firmware: Firmware, monkeypatch: pytest.MonkeyPatch) -> None:
+    logs = [firmware.log(events) for events in (2, 3, 4)]
+    monkeypatch.setattr(boot_log, "_MOST_BYTES", len(logs[1]) + len(logs[2]))
+    for events in (2, 3, 4):
+        firmware.log(events)
+        firmware.copies.take()
+    assert firmware.kept() == [logs[2], logs[1]]

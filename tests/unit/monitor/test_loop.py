@@ -343,6 +343,23 @@ def test_the_log_of_a_guest_that_boots_is_copied_between_looks(
     assert (stage.kernel.copies, stage.kernel.looks) == (copies, 1)
 
 
+def test_a_log_that_is_long_to_be_found_takes_a_tenth_of_the_time(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1_000]
+
+    def follow_boot() -> bool:
+        now[0] += 400
+        return True
+
+    monkeypatch.setattr(loop, "monotonic_ms", lambda: now[0])
+    monkeypatch.setattr(stage.kernel, "follow_boot", follow_boot)
+    assert stage.monitor._boot_log_due() == 1_000 + 400 + 3_600
+    now[0] = 4_999
+    assert stage.monitor._boot_log_due() == 5_000
+    assert now == [4_999], "it was not looked for"
+
+
 def test_a_kernel_that_the_service_does_not_know_makes_no_storm_of_sessions(stage: Stage) -> None:
     stage.kernel.reference = stage.machine.reference = bytes(32)  # no reference value names this one
     passports = stage.play(*["ask"] * 20)
