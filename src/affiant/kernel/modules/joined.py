@@ -235,6 +235,8 @@ def _pieces(pages: int) -> Iterator[tuple[int, int]]:
 
 def _runs(frames: NDArray[np.uint64]) -> Iterator[tuple[int, int]]:
     """Yield first and end of each piece of pages that follow each other in RAM as well."""
+    if not len(frames):
+        return iter(())
     breaks = np.flatnonzero(np.diff(frames) != 1) + 1
     return pairwise((0, *breaks.tolist(), len(frames)))
 
